@@ -1,0 +1,1 @@
+"""The object graph: Variables, Modules, and the walk that takes them apart."""

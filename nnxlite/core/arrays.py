@@ -1,0 +1,33 @@
+"""What counts as an array, and what as a number.
+
+*Arrays* are data wherever they stand. *Numbers* are data as arguments and as the
+value of a Variable, as in JAX, but static as attributes of a Module, where they are
+sizes and rates. Everything else is static or a container.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+NUMBER_TYPES = frozenset({int, float, complex, bool})
+_ARRAY_CLASSES = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
+_is_array_type: dict[type, bool] = {}
+
+
+def is_array(value: Any) -> bool:
+    """True for JAX and NumPy arrays, tracers, PRNG keys and ShapeDtypeStructs."""
+    kind = type(value)
+    known = _is_array_type.get(kind)
+    if known is None:
+        # isinstance with jax.Array asks a metaclass and takes a microsecond; the
+        # answer depends on the type only, so it is asked once for each type.
+        known = _is_array_type[kind] = isinstance(value, _ARRAY_CLASSES)
+    return known
+
+
+def is_dynamic(value: Any) -> bool:
+    """True for what JAX traces as an argument: arrays and plain numbers."""
+    return (
+        is_array(value) or type(value) in NUMBER_TYPES or isinstance(value, np.generic)
+    )

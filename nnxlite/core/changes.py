@@ -1,0 +1,381 @@
+"""Changing object graphs: writing States into them, removing, mapping, modes.
+
+Each function checks all that it is asked for before it changes anything, so that a
+call that raises has changed nothing.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+
+from . import frames
+from .arrays import is_array, is_dynamic
+from .filters import Filter, to_predicate
+from .graph import Putting, clone, taken
+from .module import (
+    Module,
+    Pytree,
+    adopted,
+    children_of,
+    is_data,
+    is_leaf,
+    iter_nodes,
+)
+from .paths import Key, Path, format_path, sorted_keys
+from .state import State, partitioned, states
+from .traversal import iter_graph
+from .variable import Variable
+
+T = TypeVar("T")
+
+
+def update(
+    node: Any, state: Any, /, *states: Mapping[Key, Any], strict: bool = True
+) -> None:
+    """Writes States into an object graph, in place.
+
+    A Variable takes value and metadata of a Variable, or the value of anything else,
+    and keeps its identity and kind. Paths that the States lack are left alone.
+
+    Args:
+      node: a Module, a Variable, or a pytree of them.
+      state: a State or nested dict (or a leaf, if `node` is one).
+      *states: more of them.
+      strict: whether unknown paths and other shapes are errors. If not, unknown
+        paths become new attributes and the shape changes.
+
+    Raises:
+      ValueError: listing everything that does not fit; nothing is changed then.
+
+    Example:
+      >>> import jax.numpy as jnp, nnxlite as nnx
+      >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+      >>> nnx.update(model, {'bias': jnp.ones(3)})
+      >>> model.bias.sum().item()
+      3.0
+    """
+    writes: list[Callable[[], None]] = []
+    problems: list[str] = []
+    for part in (state, *states):
+        _plan_update(node, part, (), writes, problems, strict)
+    if problems:
+        raise ValueError(
+            f"the State does not fit {type(node).__name__}: " + "; ".join(problems[:20])
+        )
+    for write in writes:
+        write()
+
+
+def _plan_update(
+    target: Any,
+    given: Any,
+    path: Path,
+    writes: list[Callable[[], None]],
+    problems: list[str],
+    strict: bool,
+) -> None:
+    where = format_path(path)
+    if isinstance(target, Variable):
+        if target is given:
+            return
+        new = given.raw_value if isinstance(given, Variable) else given
+        problem = _misfit(target.raw_value, new) if strict else None
+        if problem:
+            problems.append(f"{where} {problem}")
+        elif isinstance(given, Variable):
+            writes.append(lambda: target.update_from_state(given))
+        else:
+            plain = to_plain(given)
+            writes.append(lambda: setattr(target, "raw_value", plain))
+        return
+    if not isinstance(given, Mapping):
+        problems.append(
+            f"{where} is a {type(target).__name__}, but the State has a leaf there, a "
+            f"{type(given).__name__}"
+        )
+        return
+    children = children_of(target)
+    for key in given:
+        value, here = given[key], (*path, key)
+        if key not in children:
+            if strict or not isinstance(target, Pytree):
+                problems.append(
+                    f"{format_path(here)} is unknown (there are "
+                    f"{', '.join(map(repr, list(children)[:8]))}; strict=False adds it)"
+                )
+            else:
+                writes.append(lambda k=key, v=value: set_child(target, k, v))
+        elif isinstance(value, Mapping) or isinstance(children[key], Variable):
+            _plan_update(children[key], value, here, writes, problems, strict)
+        elif isinstance(children[key], Pytree) or not isinstance(target, Pytree):
+            _plan_update(children[key], value, here, writes, problems, strict)
+        else:
+            value = value.raw_value if isinstance(value, Variable) else value
+            problem = _misfit(children[key], value) if strict else None
+            if problem:
+                problems.append(f"{format_path(here)} {problem}")
+            else:
+                writes.append(lambda k=key, v=value: set_child(target, k, v))
+
+
+def to_plain(value: Any) -> Any:
+    """Nested plain dicts for a State, anything else as it is."""
+    if isinstance(value, State):
+        return {key: to_plain(value[key]) for key in value}
+    return value
+
+
+def _misfit(old: Any, new: Any) -> str | None:
+    if not is_array(old) or not is_dynamic(new):
+        return None
+    shape = np.shape(new) if not hasattr(new, "shape") else new.shape
+    if shape == old.shape:
+        return None
+    dtype = getattr(new, "dtype", type(new).__name__)
+    return f"wants {old.dtype}{list(old.shape)}, got {dtype}{list(shape)}"
+
+
+def set_child(node: Pytree, key: Key, value: Any) -> None:
+    """Sets one child of a node by key."""
+    if isinstance(node, (list, dict)):
+        if isinstance(node, list) and key == len(node):
+            node.append(value)
+        else:
+            node[key] = value
+    else:
+        setattr(node, key, value)
+
+
+def change(node: Pytree, items: Mapping[Key, Any], form: Any = None) -> None:
+    """Replaces all children of a node, and its form, as one structural change.
+
+    If only arrays take the place of arrays, it is none, and plans stay valid.
+    """
+    old, old_form = node._nnx_items(), node._nnx_form()
+    frames.before_change(node, node._nnx_stamp.home)
+    node._nnx_replace({key: adopted(value) for key, value in items.items()})
+    if form is not None:
+        node._nnx_set_form(form)
+    same = old.keys() == items.keys() and all(
+        old[k] is items[k] or is_array(old[k]) and is_array(items[k]) for k in old
+    )
+    if not same or node._nnx_form() != old_form:
+        node._nnx_changed()
+
+
+def pop(node: Any, *filters: Filter) -> Any:
+    """Removes Variables from an object graph and returns them.
+
+    A shared Variable is removed from every place that refers to it.
+
+    Args:
+      node: a Module or a pytree of them.
+      *filters: at least one; several give a tuple of States.
+
+    Raises:
+      ValueError: without filters, or if a Variable is in a tuple, which cannot change.
+
+    Example:
+      >>> import jax.numpy as jnp, nnxlite as nnx
+      >>> model = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+      >>> gone = nnx.pop(model, nnx.BatchStat)
+      >>> list(gone), hasattr(model, 'mean')
+      (['mean', 'var'], False)
+    """
+    if not filters:
+        raise ValueError("nnx.pop needs a filter: nnx.pop(model, nnx.Intermediate)")
+    walk = taken(node)
+    pairs = [
+        (path, leaf)
+        for path, leaf in zip(walk.paths, walk.leaves, strict=True)
+        if isinstance(leaf, Variable)
+    ]
+    parts = partitioned(pairs, filters, exhaustive=False)
+    gone = {id(leaf) for part in parts for _, leaf in part}
+    changes: list[tuple[Pytree, dict[Key, Any]]] = []
+    for path, parent, items in _parents(node):
+        kept = {key: v for key, v in items.items() if id(v) not in gone}
+        if len(kept) == len(items):
+            continue
+        if not isinstance(parent, Pytree):
+            raise ValueError(
+                f"cannot remove from {format_path(path)}: it is a plain "
+                f"{type(parent).__name__}; hold the Variable in an attribute, an "
+                "nnx.List or an nnx.Dict"
+            )
+        changes.append((parent, kept))
+    for parent, kept in changes:
+        change(parent, kept)
+    return states(parts)
+
+
+def _parents(root: Any) -> Iterator[tuple[Path, Any, dict[Key, Any]]]:
+    """Yields every node and container once, with its path and children."""
+    for path, value in iter_graph(root):
+        if items := children_of(value):
+            yield path, value, items
+
+
+def map(f: Callable[[Path, Any], Any], node: T, /, **_: Any) -> T:
+    """A copy of an object graph with `f(path, leaf)` in place of each leaf.
+
+    Example:
+      >>> import jax.numpy as jnp, nnxlite as nnx
+      >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+      >>> zero = nnx.map(lambda path, v: v.replace(jnp.zeros_like(v)), model)
+      >>> zero.kernel.sum().item()
+      0.0
+    """
+    walk = taken(node)
+    leaves = iter([f(p, x) for p, x in zip(walk.paths, walk.leaves, strict=True)])
+    return Putting(walk.records, lambda record: next(leaves)).put()
+
+
+def recursive_map(f: Callable[[Path, Any], Any], node: Any, /) -> Any:
+    """Rebuilds an object graph from the leaves up: each node becomes `f(path, node)`.
+
+    Works on a copy that shares the Variables. `f` is called once for each node and
+    leaf, children first, and may return the node it got.
+
+    Raises:
+      ValueError: for a cycle, or if a child inside a tuple is replaced.
+
+    Example:
+      >>> import nnxlite as nnx
+      >>> def swap(path, node):
+      ...     return nnx.Dropout(0.5) if isinstance(node, nnx.Linear) else node
+      >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.relu)
+      >>> type(nnx.recursive_map(swap, model).layers[0]).__name__
+      'Dropout'
+    """
+    done: dict[int, Any] = {}
+    inside: set[int] = set()
+    root = clone(node, variables=False)
+
+    def visit(value: Any, path: Path) -> Any:
+        if id(value) in done:
+            return done[id(value)]
+        if id(value) in inside:
+            raise ValueError(
+                f"recursive_map cannot rebuild a cycle: {format_path(path)} leads back "
+                "to a node that contains it; change the node in place instead"
+            )
+        if not is_data(value) and is_leaf(value):
+            return value
+        inside.add(id(value))
+        items = children_of(value)
+        new = {key: visit(items[key], (*path, key)) for key in sorted_keys(items)}
+        if any(new[key] is not items[key] for key in items):
+            if not isinstance(value, Pytree):
+                raise ValueError(
+                    f"recursive_map cannot replace a child of the plain "
+                    f"{type(value).__name__} at {format_path(path)}: use an nnx.List"
+                )
+            change(value, {key: new[key] for key in items})
+        inside.discard(id(value))
+        done[id(value)] = result = f(path, value) if is_data(value) else value
+        return result
+
+    return visit(root, ())
+
+
+def set_metadata(node: Any, /, *, only: Filter = Variable, **metadata: Any) -> None:
+    """Sets metadata on all Variables that match `only`, in place.
+
+    Example:
+      >>> import nnxlite as nnx
+      >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+      >>> nnx.set_metadata(model, only=nnx.Param, group='decay')
+      >>> model.kernel.group
+      'decay'
+    """
+    matches = to_predicate(only)
+    walk = taken(node)
+    for path, leaf in zip(walk.paths, walk.leaves, strict=True):
+        if isinstance(leaf, Variable) and matches(path, leaf):
+            leaf.set_metadata(**metadata)
+
+
+# Modes as copies
+
+
+def view(
+    node: T, /, *, only: Filter = ..., raise_if_not_found: bool = True, **modes: Any
+) -> T:
+    """A copy with other modes that shares the Variables.
+
+    Calls `set_view` with those of the modes that it takes, on every Module that has
+    one and matches `only`.
+
+    Raises:
+      ValueError: naming the modes that no Module takes.
+
+    Example:
+      >>> import nnxlite as nnx
+      >>> model = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+      >>> nnx.view(model, deterministic=True).deterministic, model.deterministic
+      (True, False)
+    """
+    copy = clone(node, variables=False)
+    unused = set(modes)
+    for _, module, names in _views(copy, only):
+        own = {name: modes[name] for name in names if name in modes}
+        if own:
+            module.set_view(**own)
+        unused -= own.keys()
+    if unused and raise_if_not_found:
+        raise ValueError(
+            f"no Module takes the mode {', '.join(sorted(unused))}: see "
+            "nnx.view_info(model) for those that there are"
+        )
+    return copy
+
+
+def _views(node: Any, only: Filter) -> Iterator[tuple[Path, Any, list[str]]]:
+    matches = to_predicate(only)
+    for path, module in iter_nodes(node):
+        set_view = getattr(type(module), "set_view", None)
+        if set_view is not None and matches(path, module):
+            yield path, module, list(inspect.signature(set_view).parameters)[1:]
+
+
+def view_info(node: Any, /, *, only: Filter = ...) -> str:
+    """Tells which modes `view` can set on each class of Module.
+
+    Example:
+      >>> import nnxlite as nnx
+      >>> print(nnx.view_info(nnx.Dropout(0.5)).splitlines()[0])
+      Dropout: deterministic, rngs
+    """
+    texts = {}
+    for _, module, names in _views(node, only):
+        doc = (type(module).set_view.__doc__ or "").strip()
+        texts[type(module)] = f"{type(module).__name__}: {', '.join(names)}\n  {doc}"
+    return "\n".join(texts.values())
+
+
+def with_attributes(
+    node: T,
+    /,
+    *,
+    only: Filter = ...,
+    raise_if_not_found: bool = True,
+    **attributes: Any,
+) -> T:
+    """A copy with other attributes that shares the Variables; see `set_attributes`.
+
+    Example:
+      >>> import nnxlite as nnx
+      >>> nnx.with_attributes(nnx.Dropout(0.5), rate=0.1).rate
+      0.1
+    """
+    copy = clone(node, variables=False)
+    Module.set_attributes(
+        copy,  # pyright: ignore[reportArgumentType]
+        only,
+        raise_if_not_found=raise_if_not_found,
+        **attributes,
+    )
+    return copy

@@ -1,0 +1,63 @@
+"""Errors that a user may want to catch, and the names that error messages use.
+
+An error says what happened, where (a path in the object graph), and what to do.
+When no path is at hand, `name_of` looks for the attribute that holds an object.
+"""
+
+import gc
+from typing import Any
+
+
+class TraceContextError(ValueError):
+    """An object was used at a trace level where it has no meaning.
+
+    Raised when a Variable or Module that lives outside a plain JAX transform is
+    changed inside it, when a compiled function reaches a Variable that it does not
+    visibly see, and when an object made inside a transform is used after it.
+
+    Example:
+      >>> import jax, nnxlite as nnx
+      >>> count = nnx.Variable(0)
+      >>> @jax.jit
+      ... def step(x):
+      ...     count.value = x
+      ...     return x
+      >>> try:
+      ...     step(1.0)
+      ... except nnx.TraceContextError as error:
+      ...     print('nnx.jit' in str(error))
+      True
+    """
+
+
+def name_of(obj: Any) -> str:
+    """Names an object by its class and, where one is found, a holder's attribute.
+
+    Only for error messages: it asks the garbage collector who refers to `obj`,
+    which takes milliseconds. It may miss the holder and never guesses one.
+    """
+    label = type(obj).__name__
+    for holder in gc.get_referrers(obj):
+        if isinstance(holder, dict):
+            owners = [o for o in gc.get_referrers(holder) if _owns(o, holder)]
+        else:
+            owners = [holder] if hasattr(holder, "_nnx_stamp") else []
+        for owner in owners:
+            for key, value in _items_of(owner):
+                if value is obj:
+                    where = f".{key}" if isinstance(key, str) else f"[{key!r}]"
+                    return f"{label} '{type(owner).__name__}{where}'"
+    return label
+
+
+def _owns(owner: Any, attributes: dict[str, Any]) -> bool:
+    return getattr(owner, "__dict__", None) is attributes
+
+
+def _items_of(owner: Any) -> list[tuple[Any, Any]]:
+    items: list[tuple[Any, Any]] = list(getattr(owner, "__dict__", {}).items())
+    if isinstance(owner, list):
+        items += enumerate(owner)
+    elif isinstance(owner, dict):
+        items += owner.items()
+    return items

@@ -1,0 +1,229 @@
+"""Frames: the trace levels, and what each object is there.
+
+While a transform runs a user's function, a *frame* gives the caller's own Variables
+the values that they have at this level: tracers. Reading asks the innermost frame
+that knows the Variable, writing goes to the innermost frame. Variables made inside
+have no value but in their frame. Structural changes are made on the objects
+themselves and *journaled*: the frame keeps what each changed object was like before.
+When the frame is left, values vanish with it and the journal is undone, so that no
+outer object holds a tracer and an exception changes nothing; what the function did
+is then applied by whoever opened the frame (`transforms.boundary`).
+
+A *sealed* frame belongs to a compiled function, which runs again without Python: what
+it reads must have been handed in. Other frames see everything around them.
+
+Frames belong to one thread. `everywhere` lists those of all threads: while it is
+empty no read or write needs to look for a frame, which keeps eager code fast.
+
+A *stamp* stands for the structure of one node (Module, List, Dict) as it is now.
+Every structural change gives the node a new one; if somebody watches the old stamp,
+the global `epoch` changes too. So "nothing that anybody watches has changed" is one
+comparison, and "these nodes are as they were" one a node, without touching a node.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.extend.core import get_opaque_trace_state
+
+from .errors import TraceContextError, name_of
+
+with jax.ensure_compile_time_eval():
+    NO_TRACE = get_opaque_trace_state()
+
+
+class _ThreadState(threading.local):
+    frame: "Frame | None" = None
+
+
+_thread = _ThreadState()
+everywhere: "list[Frame]" = []
+epoch: list[object] = [object()]
+
+
+class Stamp:
+    """The structure of one node between two structural changes.
+
+    Attributes:
+      is_valid: False once the node has changed.
+      is_watched: whether a plan relies on it, so that a change must be announced.
+      home: the JAX trace in which the node was made.
+    """
+
+    __slots__ = ("home", "is_valid", "is_watched")
+
+    def __init__(self, home: Any):
+        self.home = home
+        self.is_valid = True
+        self.is_watched = False
+
+    def replaced(self) -> "Stamp":
+        """Ends this stamp and returns the node's next one."""
+        self.is_valid = False
+        if self.is_watched:
+            epoch[0] = object()
+        return Stamp(self.home)
+
+
+class Frame:
+    """One trace level.
+
+    Attributes:
+      transform: how error messages call the transform, such as "nnx.jit of 'step'".
+      is_sealed: whether only the objects in `known` may be reached.
+      known: the objects that were handed in, by id, with their index.
+      values: the value that each Variable has at this level.
+      written: the Variables written at this level, in order.
+      made: by id, each object made at this level and the trace in which it was made.
+      journal: by id, each outer object changed here and its structure before.
+    """
+
+    __slots__ = (
+        "is_sealed",
+        "journal",
+        "known",
+        "made",
+        "parent",
+        "trace",
+        "transform",
+        "values",
+        "written",
+    )
+
+    def __init__(self, transform: str, known: dict[int, int] | None = None):
+        self.transform = transform
+        self.is_sealed = known is not None
+        self.known = known if known is not None else {}
+        self.values: dict[Any, Any] = {}
+        self.written: dict[Any, None] = {}
+        self.made: dict[int, tuple[Any, Any]] = {}
+        self.journal: dict[int, tuple[Any, Any]] = {}
+        self.parent = _thread.frame
+        self.trace = get_opaque_trace_state()
+
+    def hides(self, obj: Any) -> bool:
+        """True if this frame is sealed and `obj` was neither handed in nor made."""
+        return self.is_sealed and id(obj) not in self.known and id(obj) not in self.made
+
+
+def current() -> Frame | None:
+    """The innermost frame of this thread."""
+    return _thread.frame
+
+
+@contextlib.contextmanager
+def entered(frame: Frame) -> Iterator[Frame]:
+    """Makes `frame` the innermost one; on leaving, undoes its structural changes."""
+    _thread.frame = frame
+    everywhere.append(frame)
+    try:
+        yield frame
+    finally:
+        _thread.frame = frame.parent
+        everywhere.remove(frame)
+        for obj, structure in frame.journal.values():
+            obj._nnx_restore(structure)
+
+
+@contextlib.contextmanager
+def suspended() -> Iterator[None]:
+    """Leaves all frames of this thread for a while, to look at the outside values."""
+    frame, _thread.frame = _thread.frame, None
+    try:
+        yield
+    finally:
+        _thread.frame = frame
+
+
+def home_of_new(obj: Any) -> Any:
+    """Tells the innermost frame of a new object; returns the trace it is made in."""
+    trace = get_opaque_trace_state()
+    if everywhere and _thread.frame is not None:
+        _thread.frame.made[id(obj)] = (obj, trace)
+    return trace
+
+
+def read(variable: Any) -> Any:
+    """The value that a Variable has at the innermost level that knows it."""
+    frame = _thread.frame
+    while frame is not None:
+        if variable in frame.values:
+            return frame.values[variable]
+        if frame.is_sealed:
+            raise hidden(variable, frame, "read")
+        frame = frame.parent
+    try:
+        return variable._cell[0]
+    except IndexError:
+        raise ended(variable) from None
+
+
+def write(variable: Any, value: Any) -> bool:
+    """Writes at the innermost level; False if that is the outermost, to be done yet."""
+    check_may_change(variable, variable._home)
+    frame = _thread.frame
+    if frame is None:
+        return False
+    frame.values[variable] = value
+    frame.written[variable] = None
+    return True
+
+
+def before_change(obj: Any, home: Any) -> None:
+    """Must be called before the structure of an object changes; journals it.
+
+    Raises:
+      TraceContextError: if the object may not be changed here.
+    """
+    check_may_change(obj, home)
+    frame = _thread.frame
+    if frame is None or id(obj) in frame.made or id(obj) in frame.journal:
+        return
+    frame.journal[id(obj)] = (obj, obj._nnx_snapshot())
+
+
+def check_may_change(obj: Any, home: Any) -> None:
+    """Raises TraceContextError unless the current trace is where `obj` lives."""
+    trace = get_opaque_trace_state()
+    frame = _thread.frame
+    if frame is not None:
+        made = frame.made.get(id(obj))
+        home = frame.trace if made is None else made[1]
+        if frame.hides(obj):
+            raise hidden(obj, frame, "changed")
+    if trace == home:
+        return
+    if trace == NO_TRACE:
+        raise ended(obj)
+    raise TraceContextError(
+        f"{name_of(obj)} cannot be changed here: it lives outside the plain JAX "
+        "transform (jax.jit, jax.grad, jax.vmap, jax.lax.scan, ...) whose function is "
+        "running, and the change would leak a tracer out of it. Nothing was changed. "
+        "Use the nnxlite transform of the same name (nnx.jit, nnx.grad, nnx.vmap, "
+        "nnx.scan, ...), which carries changes out, or split the object before and "
+        "merge it inside."
+    )
+
+
+def ended(obj: Any) -> TraceContextError:
+    """The error for an object that outlived the transform in which it was made."""
+    return TraceContextError(
+        f"{name_of(obj)} was made inside a transform that has ended; it holds tracers "
+        "and cannot be used any more. Return it from the function, or store it on an "
+        "object that the function was given: what comes out of the transform then has "
+        "real values."
+    )
+
+
+def hidden(obj: Any, frame: Frame, what: str) -> TraceContextError:
+    """The error for an object that a compiled function reaches unseen."""
+    return TraceContextError(
+        f"{name_of(obj)} is {what} inside {frame.transform}, which does not visibly "
+        "see it: it is reached through a field of a plain object, a registry, or an "
+        "import, so that the compiled program could not follow its changes. Nothing "
+        "was changed. Pass it as an argument of the function, or let the function "
+        "capture it by name."
+    )

@@ -1,0 +1,174 @@
+"""Metadata: what is said about a Variable's value, apart from the value.
+
+Metadata is immutable, hashable, and unique: equal metadata is the same object, so
+that compiled calls compare it by identity. Some entries have a meaning for nnxlite:
+`out_sharding` says how the value's axes lie on a mesh, `tag` names an RNG stream.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+import jax
+
+from .arrays import is_array
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Metadata(Mapping[str, Any]):
+    """An immutable mapping of which there is one object for each content.
+
+    So equality is identity, which is what compiled calls compare.
+    """
+
+    __slots__ = ("__weakref__", "_items")
+    _items: dict[str, Any]
+    _all: "WeakValueDictionary[Any, Metadata]" = WeakValueDictionary()
+
+    @classmethod
+    def of(cls, items: Mapping[str, Any]) -> "Metadata":
+        """The Metadata with this content; lists in it become tuples."""
+        items = {name: _frozen(value) for name, value in items.items()}
+        try:
+            key = frozenset((k, type(v), v) for k, v in items.items())
+        except TypeError:
+            bad = [k for k, v in items.items() if not _is_hashable(v)]
+            raise TypeError(
+                f"metadata must be hashable, but {bad[0]!r} is "
+                f"{items[bad[0]]!r}: use a tuple or a frozen dataclass"
+            ) from None
+        metadata = cls._all.get(key)
+        if metadata is None:
+            metadata = object.__new__(cls)
+            metadata._items = items
+            metadata = cls._all.setdefault(key, metadata)
+        return metadata
+
+    def __getitem__(self, name: str) -> Any:
+        return self._items[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+    def __reduce__(self) -> Any:
+        return (Metadata.of, (self._items,))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+NO_METADATA = Metadata.of({})
+
+
+@dataclasses.dataclass(frozen=True)
+class VariableMetadata:
+    """What an initializer made by `with_metadata` returns: a value and its metadata.
+
+    Example:
+      >>> import jax, nnxlite as nnx
+      >>> init = nnx.with_metadata(nnx.initializers.zeros, note='bias')
+      >>> nnx.Param(init(jax.random.key(0), (2,))).note
+      'bias'
+    """
+
+    raw_value: Any
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+_shards_eagerly: list[bool] = [True]
+
+
+def with_metadata(initializer: F, **metadata: Any) -> F:
+    """Wraps an initializer so that the Variable made from it gets `metadata`.
+
+    Example:
+      >>> import nnxlite as nnx
+      >>> init = nnx.with_metadata(nnx.initializers.ones, out_sharding=('a', None))
+      >>> nnx.Linear(2, 3, kernel_init=init, rngs=nnx.Rngs(0)).kernel.out_sharding
+      ('a', None)
+    """
+
+    def wrapped(*args: Any, **kwargs: Any) -> VariableMetadata:
+        value = initializer(*args, **kwargs)
+        if isinstance(value, VariableMetadata):
+            return VariableMetadata(value.raw_value, {**value.metadata, **metadata})
+        return VariableMetadata(value, metadata)
+
+    return wrapped  # pyright: ignore[reportReturnType]
+
+
+@contextlib.contextmanager
+def _restoring(old: bool) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        _shards_eagerly[0] = old
+
+
+def use_eager_sharding(value: bool, /) -> contextlib.AbstractContextManager[None]:
+    """Says whether a new Variable is placed by its `out_sharding` metadata at once.
+
+    Takes effect immediately; as a context manager it is undone at the end.
+
+    Example:
+      >>> import nnxlite as nnx
+      >>> with nnx.use_eager_sharding(False):
+      ...     nnx.using_eager_sharding()
+      False
+    """
+    old = _shards_eagerly[0]
+    _shards_eagerly[0] = value
+    return _restoring(old)
+
+
+def using_eager_sharding() -> bool:
+    """Tells whether new Variables are placed by their `out_sharding` metadata.
+
+    Example:
+      >>> import nnxlite as nnx
+      >>> nnx.using_eager_sharding()
+      True
+    """
+    return _shards_eagerly[0]
+
+
+def placed(value: Any, metadata: Mapping[str, Any]) -> Any:
+    """Places a new value as its `out_sharding` says, if there is a mesh to place it on.
+
+    The mesh is that of the metadata, or the one set by `jax.set_mesh`; without one
+    the value stays where it is, so that the same model runs on a single device.
+    """
+    spec = metadata["out_sharding"]
+    mesh = metadata.get("mesh") or jax.sharding.get_abstract_mesh()
+    if spec is None or not is_array(value) or not _shards_eagerly[0] or mesh.empty:
+        return value
+    if not isinstance(spec, jax.sharding.Sharding):
+        spec = jax.sharding.PartitionSpec(*spec)
+    if isinstance(mesh, jax.sharding.Mesh) and not isinstance(
+        spec, jax.sharding.Sharding
+    ):
+        spec = jax.sharding.NamedSharding(mesh, spec)
+    if isinstance(value, jax.core.Tracer):
+        return jax.lax.with_sharding_constraint(value, spec)
+    return jax.device_put(value, spec)

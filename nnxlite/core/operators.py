@@ -1,0 +1,143 @@
+"""The operators that make a Variable usable wherever its value is.
+
+Each plain operator gives what the value gives: an array, never a Variable. Each
+augmented one (`+=`, ...) writes the Variable in place, so that the name or attribute
+on the left still holds the same Variable. The methods are made from three tables.
+"""
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+_ARITHMETIC = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "truediv": operator.truediv,
+    "floordiv": operator.floordiv,
+    "mod": operator.mod,
+    "pow": operator.pow,
+    "matmul": operator.matmul,
+    "lshift": operator.lshift,
+    "rshift": operator.rshift,
+    "and": operator.and_,
+    "or": operator.or_,
+    "xor": operator.xor,
+    "divmod": divmod,
+}
+_COMPARISONS = {
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+}
+_CONVERSIONS = {
+    "neg": operator.neg,
+    "pos": operator.pos,
+    "abs": operator.abs,
+    "invert": operator.invert,
+    "bool": bool,
+    "int": int,
+    "float": float,
+    "complex": complex,
+    "index": operator.index,
+    "len": len,
+    "iter": iter,
+    "reversed": reversed,
+}
+
+
+class ArrayOperators:
+    """Operators over `get_value()`; a subclass provides it and `set_value`."""
+
+    __slots__ = ()
+
+    get_value: Callable[..., Any]
+    set_value: Callable[..., None]
+
+    # `==` compares elementwise, as arrays do. Hashing stays by identity: two live
+    # objects never share this hash, so a dict or set never has to ask `==`.
+    __hash__ = object.__hash__
+
+    def __contains__(self, item: Any) -> bool:
+        return value_of(item) in self.get_value()
+
+    def __round__(self, digits: int = 0) -> Any:
+        return round(self.get_value(), digits)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.get_value(), spec) if spec else str(self)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = np.asarray(self.get_value(), dtype=dtype)
+        return array.copy() if copy else array
+
+    def __jax_array__(self) -> Any:
+        return self.get_value()
+
+    if TYPE_CHECKING:  # what the tables below define, for type checkers
+
+        def _binary(self, other: Any) -> Any: ...
+        def _unary(self) -> Any: ...
+
+        __add__ = __sub__ = __mul__ = __truediv__ = __floordiv__ = _binary
+        __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rfloordiv__ = _binary
+        __mod__ = __pow__ = __matmul__ = __and__ = __or__ = __xor__ = _binary
+        __rmod__ = __rpow__ = __rmatmul__ = __rand__ = __ror__ = __rxor__ = _binary
+        __lshift__ = __rshift__ = __divmod__ = __rdivmod__ = _binary
+        __lt__ = __le__ = __gt__ = __ge__ = _binary
+        __neg__ = __pos__ = __abs__ = __invert__ = _unary
+
+        def __bool__(self) -> bool: ...
+        def __int__(self) -> int: ...
+        def __float__(self) -> float: ...
+        def __complex__(self) -> complex: ...
+        def __index__(self) -> int: ...
+        def __len__(self) -> int: ...
+        def __iter__(self) -> Iterator[Any]: ...
+
+
+def value_of(x: Any) -> Any:
+    """The value of a Variable; anything else as it is."""
+    return x.get_value() if isinstance(x, ArrayOperators) else x
+
+
+def _define(name: str, method: Callable[..., Any]) -> None:
+    method.__name__ = f"__{name}__"
+    method.__qualname__ = f"{ArrayOperators.__qualname__}.__{name}__"
+    setattr(ArrayOperators, method.__name__, method)
+
+
+def _plain(apply: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    return lambda self, other: apply(self.get_value(), value_of(other))
+
+
+def _reflected(apply: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    return lambda self, other: apply(other, self.get_value())
+
+
+def _augmented(apply: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    def method(self: ArrayOperators, other: Any) -> ArrayOperators:
+        self.set_value(apply(self.get_value(), value_of(other)))
+        return self
+
+    return method
+
+
+def _unary(apply: Callable[[Any], Any]) -> Callable[..., Any]:
+    return lambda self: apply(self.get_value())
+
+
+for _name, _apply in _ARITHMETIC.items():
+    _define(_name, _plain(_apply))
+    _define(f"r{_name}", _reflected(_apply))
+    if _name != "divmod":
+        _define(f"i{_name}", _augmented(_apply))
+for _name, _apply in _COMPARISONS.items():
+    _define(_name, _plain(_apply))
+for _name, _apply in _CONVERSIONS.items():
+    _define(_name, _unary(_apply))

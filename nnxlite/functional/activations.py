@@ -1,0 +1,37 @@
+"""Activations: those of `jax.nn`, where each is documented, as one dispatch each.
+
+Most are compiled in JAX and taken as they are. Of the others an eager call takes 75
+microseconds (`relu`, `relu6`, `gelu`), 33 (`softmax`) or 165 (`logsumexp`); compiled
+4 to 10.
+"""
+
+from functools import partial
+
+import jax
+from jax.nn import celu as celu
+from jax.nn import elu as elu
+from jax.nn import glu as glu
+from jax.nn import hard_sigmoid as hard_sigmoid
+from jax.nn import hard_silu as hard_silu
+from jax.nn import hard_swish as hard_swish
+from jax.nn import hard_tanh as hard_tanh
+from jax.nn import identity as identity
+from jax.nn import leaky_relu as leaky_relu
+from jax.nn import log_sigmoid as log_sigmoid
+from jax.nn import log_softmax as log_softmax
+from jax.nn import one_hot as one_hot
+from jax.nn import selu as selu
+from jax.nn import sigmoid as sigmoid
+from jax.nn import silu as silu
+from jax.nn import soft_sign as soft_sign
+from jax.nn import softplus as softplus
+from jax.nn import standardize as standardize
+from jax.nn import swish as swish
+from jax.numpy import tanh as tanh
+
+_jit = partial(jax.jit, inline=True)
+
+relu, relu6 = _jit(jax.nn.relu), _jit(jax.nn.relu6)
+gelu = _jit(jax.nn.gelu, static_argnames="approximate")
+softmax = _jit(jax.nn.softmax, static_argnames="axis")
+logsumexp = _jit(jax.nn.logsumexp, static_argnames=("axis", "keepdims", "return_sign"))

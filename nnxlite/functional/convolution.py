@@ -1,0 +1,120 @@
+"""Convolution over any number of spatial axes, with the channels last."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from .dtypes import PromoteDtype, promote_dtype
+from .kernels import Pads, Sizes, compiled, given, padding_pairs, per_axis
+
+# Paddings that XLA does not know: how `jax.numpy.pad` fills them.
+_PAD_MODES = {"CIRCULAR": "wrap", "REFLECT": "reflect", "CAUSAL": "constant"}
+
+
+@compiled(arrays=4)
+def conv(
+    x: Array,
+    kernel: Array,
+    bias: Array | None,
+    mask: Array | None,
+    strides: Sizes = 1,
+    padding: Pads = "SAME",
+    input_dilation: Sizes = 1,
+    kernel_dilation: Sizes = 1,
+    feature_group_count: int = 1,
+    dtype: DTypeLike | None = None,
+    precision: lax.PrecisionLike = None,
+    conv_general_dilated: Callable[..., Array] = lax.conv_general_dilated,
+    promote_dtype: PromoteDtype = promote_dtype,
+    preferred_element_type: DTypeLike | None = None,
+    out_sharding: Any = None,
+) -> Array:
+    """Correlate `x` with `kernel` along the spatial axes, plus `bias`.
+
+    Args:
+        x: `(*batch, *spatial, in_features)` with any number of batch axes or none.
+        kernel: `(*window, in_features // feature_group_count, out_features)`.
+        bias: `(out_features,)`, or None.
+        mask: multiplies the kernel, whose shape it has; or None.
+        strides: step of the window, for each spatial axis or all; None means 1, here
+            and for the dilations (spacings of the inputs, and of those in a window).
+        padding: 'SAME', 'VALID' (see `jax.lax.conv_general_dilated`), 'CIRCULAR' (the
+            other end), 'REFLECT' (a mirror), 'CAUSAL' (zeros before the start of the
+            one spatial axis), an int, or an int or (low, high) for each spatial axis.
+        feature_group_count: number of groups of channels that do not mix.
+        conv_general_dilated: used in place of `jax.lax.conv_general_dilated`.
+
+    Returns:
+        `(*batch, *windows, out_features)`.
+
+    Raises:
+        ValueError: if shapes do not fit, or 'CAUSAL' meets several spatial axes.
+
+    Example:
+        >>> x, kernel = jnp.array([[1.0], [2.0], [3.0]]), jnp.ones((2, 1, 1))
+        >>> conv(x, kernel, None, None, padding="CAUSAL")[:, 0]
+        Array([1., 3., 5.], dtype=float32)
+    """
+    if mask is not None:
+        kernel = _masked(jnp.asarray(kernel), jnp.asarray(mask))
+    x, kernel, bias = promote_dtype((x, kernel, bias), dtype=dtype)
+    rank, channels = kernel.ndim - 2, kernel.shape[-2] * feature_group_count
+    if x.ndim <= rank or x.shape[-1] != channels:
+        raise ValueError(
+            f"conv: a kernel of shape {kernel.shape} wants x of shape (*batch, *spatial"
+            f", {channels}) with {rank} spatial axes; got {x.shape}. Add the channels "
+            "with x[..., None], or make the layer with in_features=x.shape[-1]."
+        )
+    dilation = per_axis(kernel_dilation, rank, "kernel_dilation")
+    extents = [(kernel.shape[i] - 1) * dilation[i] + 1 for i in range(rank)]
+    batch, image = x.shape[: x.ndim - rank - 1], x.shape[x.ndim - rank - 1 :]
+    x = x.reshape((math.prod(batch), *image))
+    x, pairs = _padded(x, padding_pairs(padding, rank), extents)
+    axes = (0, rank + 1, *range(1, rank + 1))
+    y = conv_general_dilated(
+        x,
+        kernel,
+        per_axis(strides, rank, "strides"),
+        pairs,
+        lhs_dilation=per_axis(input_dilation, rank, "input_dilation"),
+        rhs_dilation=dilation,
+        dimension_numbers=lax.ConvDimensionNumbers(
+            axes, (rank + 1, rank, *range(rank)), axes
+        ),
+        feature_group_count=feature_group_count,
+        precision=precision,
+        **given(
+            preferred_element_type=preferred_element_type, out_sharding=out_sharding
+        ),
+    )
+    y = y.reshape(batch + y.shape[1:])
+    return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
+
+
+def _masked(kernel: Array, mask: Array) -> Array:
+    if mask.shape != kernel.shape:
+        raise ValueError(
+            f"Mask needs to have the same shape as the kernel: got {mask.shape}, wanted"
+            f" {kernel.shape}. Use jnp.broadcast_to(mask, {kernel.shape})."
+        )
+    return kernel * mask.astype(kernel.dtype)
+
+
+def _padded(x: Array, padding: Any, extents: list[int]) -> tuple[Array, Any]:
+    """Pads where XLA cannot, for windows that span `extents`; returns what is left."""
+    if padding not in _PAD_MODES:
+        return x, padding
+    pairs = [((k - 1) // 2, k // 2) for k in extents]
+    if padding == "CAUSAL":
+        if len(extents) != 1:
+            raise ValueError(
+                "Causal padding is only implemented for 1D convolutions; got "
+                f"{len(extents)} spatial axes. Give (low, high) for each in its place."
+            )
+        pairs = [(extents[0] - 1, 0)]
+    x = jnp.pad(x, ((0, 0), *pairs, (0, 0)), _PAD_MODES[padding])
+    return x, ((0, 0),) * len(extents)

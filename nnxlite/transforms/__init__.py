@@ -1,0 +1,1 @@
+"""Object graphs through JAX's transforms: one boundary, and a shell for each."""

@@ -1,0 +1,293 @@
+"""The one crossing between object graphs and JAX.
+
+On the way in, a user's arguments are opened into leaves: arrays, objects (Modules and
+Variables), and static values. While the user's function runs, a frame gives the
+caller's own Variables their values at the new level. On the way out, what the function
+wrote, changed and returned is taken apart by the graph walk into arrays, which are
+what the JAX transform returns, and a *record*, which travels with them as pytree
+metadata. Outside, the record and the arrays are applied: values written, structural
+changes replayed, new objects made.
+
+`Visit` is the stay inside, `apply` what happens after it. An open visit (`grad`, ...)
+refers to objects by themselves; the record of a sealed one (`jit`) may be applied to
+other objects of the same structure, and refers to them by number.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from ..core import frames
+from ..core.arrays import is_array, is_dynamic
+from ..core.changes import change
+from ..core.frames import Frame
+from ..core.graph import Putting, Taking
+from ..core.metadata import Metadata
+from ..core.module import Pytree, is_data
+from ..core.paths import Key
+from ..core.statics import Static
+from ..core.variable import Variable
+from .leaves import DYNAMIC, flatten, kind_of
+
+
+@dataclasses.dataclass(eq=False)
+class Record:
+    """What a function did, apart from the arrays; compared by identity.
+
+    Attributes:
+      written: the Variables with a new value, as numbers or the objects themselves.
+      metadata: Variables whose metadata changed, and to what.
+      changed: nodes with new contents; these follow the result in `walk`.
+      plain: objects that are no nodes, and their fields that were set or deleted.
+      walk: records of the result and new contents, or None if the result is an array
+        or a plain pytree of arrays, which then travels as it is.
+      packing: how the leaves of a walk and the written values became arrays.
+    """
+
+    written: Sequence[Any]
+    metadata: Sequence[tuple[Any, Metadata]] = ()
+    changed: Sequence[Any] = ()
+    plain: Sequence[tuple[Any, tuple[str, ...], tuple[str, ...]]] = ()
+    walk: tuple[Any, ...] | None = None
+    packing: "Packing | None" = None
+
+
+class Departure:
+    """What leaves a frame: the written values and the result; the record is static."""
+
+    __slots__ = ("record", "result", "values")
+
+    def __init__(self, values: Any, result: Any, record: Record):
+        self.values = values
+        self.result = result
+        self.record = record
+
+
+jax.tree_util.register_dataclass(Departure, ["values", "result"], ["record"])
+
+
+class Packing:
+    """How a list of arbitrary values became a list of arrays: what is static in it."""
+
+    def __init__(self, values: list[Any]):
+        leaves, self.treedef = flatten(values)
+        self.statics = [None if is_dynamic(x) else Static(x) for x in leaves]
+        self.arrays = [x for x in leaves if is_dynamic(x)]
+
+    def unpacked(self, arrays: Iterable[Any]) -> list[Any]:
+        """The values again, with other arrays."""
+        rest = iter(arrays)
+        return self.treedef.unflatten(
+            [next(rest) if s is None else s.value for s in self.statics]
+        )
+
+
+class Holder:
+    """A place in a node that holds bare arrays, which are shown as tracers inside."""
+
+    def __init__(self, node: Any, key: Key):
+        self.node = node
+        self.key = key
+
+    def arrays(self) -> list[Any]:
+        """The arrays there, in order."""
+        value = self._items()[self.key]
+        if is_dynamic(value):
+            return [value]
+        return [x for x in jax.tree.leaves(value, is_leaf=is_data) if is_array(x)]
+
+    def show(self, arrays: Iterator[Any]) -> None:
+        """Puts other arrays in their place, without any structural change."""
+        items = self._items()
+        value = items[self.key]
+        if is_dynamic(value):
+            new = next(arrays)
+        else:
+            new = jax.tree.map(
+                lambda x: next(arrays) if is_array(x) else x, value, is_leaf=is_data
+            )
+        if isinstance(self.node, Pytree):
+            self.node._nnx_replace({**items, self.key: new})
+        else:
+            vars(self.node)[self.key] = new
+
+    def _items(self) -> dict[Key, Any]:
+        return items_of(self.node)
+
+
+def items_of(obj: Any) -> dict[Key, Any]:
+    """The children of a node, or the fields of a plain object."""
+    return obj._nnx_items() if isinstance(obj, Pytree) else vars(obj)
+
+
+def holders_of(node: Pytree) -> list[Holder]:
+    """The places of one node that hold bare arrays."""
+    found = []
+    for key, value in node._nnx_items().items():
+        marked = node._nnx_marks.get(key) == "data" and is_dynamic(value)
+        if marked or _holds_array(value):
+            found.append(Holder(node, key))
+    return found
+
+
+def _holds_array(value: Any) -> bool:
+    if isinstance(value, (Variable, Pytree, str)):
+        return False
+    if is_array(value):
+        return True
+    if not isinstance(value, tuple) and kind_of(value) == DYNAMIC:
+        return False
+    return any(is_array(x) for x in jax.tree.leaves(value, is_leaf=is_data))
+
+
+class Visit:
+    """A function's stay at a new level: its frame, and what it did there.
+
+    A context manager; while it is entered, `show` and `show_arrays` give outer objects
+    their values, and `depart` takes the result apart. On leaving, every outer object
+    is as it was before.
+
+    Args:
+      transform: what error messages call the transform.
+      known: for a sealed frame the objects that crossed, in order; None for an open
+        frame, where everything around may be reached.
+      plain: plain objects among the arguments, whose fields are watched.
+    """
+
+    def __init__(
+        self,
+        transform: str,
+        known: Sequence[Any] | None = None,
+        plain: Sequence[Any] = (),
+    ):
+        self.known = known
+        numbers = None if known is None else {id(x): n for n, x in enumerate(known)}
+        self.frame = Frame(transform, numbers)
+        self._entered = frames.entered(self.frame)
+        self._fields = [(obj, dict(vars(obj))) for obj in plain]
+        self._shown: dict[int, dict[Key, Any]] = {}
+
+    def __enter__(self) -> "Visit":
+        self._entered.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._entered.__exit__(*error)
+        for obj, fields in self._fields:
+            vars(obj).clear()
+            vars(obj).update(fields)
+
+    def show(self, variables: Iterable[Any], values: Iterable[Any]) -> None:
+        """Gives Variables their values at this level."""
+        self.frame.values.update(zip(variables, values, strict=True))
+
+    def show_arrays(self, holders: Sequence[Holder], arrays: Iterable[Any]) -> None:
+        """Shows other bare arrays in their places."""
+        rest = iter(arrays)
+        for holder in holders:
+            node = holder.node
+            if isinstance(node, Pytree) and id(node) not in self.frame.journal:
+                self.frame.journal[id(node)] = (node, node._nnx_snapshot())
+            holder.show(rest)
+        for holder in holders:
+            self._shown[id(holder.node)] = dict(items_of(holder.node))
+
+    def depart(self, result: Any) -> Departure:
+        """Takes apart the result and all that was written and changed."""
+        frame = self.frame
+        written = [v for v in frame.written if id(v) not in frame.made]
+        values = [frame.values[v] for v in written]
+        metadata: list[tuple[Any, Metadata]] = []
+        changed: list[Any] = []
+        for obj, before in frame.journal.values():
+            if isinstance(obj, Variable):
+                if obj._metadata is not before:
+                    metadata.append((self._name(obj), obj._metadata))
+            elif self._differs(obj, before):
+                changed.append(obj)
+        record = Record([self._name(v) for v in written], metadata)
+        fields = self._changed_fields()
+        leaves, _ = flatten(result)
+        if not changed and not fields and all(map(is_dynamic, leaves)):
+            if all(map(is_dynamic, values)):
+                return Departure(values, result, record)
+        walk = Taking(self.known or (), self._is_outside)
+        walk.take(result)
+        for node in changed:
+            walk.take_contents(node)
+        for _, new, _ in fields:
+            walk.take(new)
+        record.changed = [self._name(node) for node in changed]
+        record.plain = [(n, tuple(new), gone) for n, new, gone in fields]
+        record.walk = tuple(walk.records)
+        leaves = [x.raw_value if isinstance(x, Variable) else x for x in walk.leaves]
+        record.packing = Packing([values, leaves])
+        return Departure([], record.packing.arrays, record)
+
+    def _name(self, obj: Any) -> Any:
+        return obj if self.known is None else self.frame.known[id(obj)]
+
+    def _is_outside(self, obj: Any) -> bool:
+        if self.known is not None and self.frame.hides(obj):
+            raise frames.hidden(obj, self.frame, "returned or stored")
+        return id(obj) not in self.frame.made
+
+    def _differs(self, node: Pytree, before: Any) -> bool:
+        old = self._shown.get(id(node), before[0])
+        new = node._nnx_items()
+        return (
+            old.keys() != new.keys()
+            or any(new[key] is not old[key] for key in new)
+            or node._nnx_form() != before[1]
+        )
+
+    def _changed_fields(self) -> list[tuple[int, dict[Key, Any], tuple[Key, ...]]]:
+        found = []
+        for number, (obj, before) in enumerate(self._fields):
+            old, now = self._shown.get(id(obj), before), vars(obj)
+            new = {k: x for k, x in now.items() if k not in old or old[k] is not x}
+            gone = tuple(old.keys() - now.keys())
+            if new or gone:
+                found.append((number, new, gone))
+        return found
+
+
+def apply(
+    departure: Departure,
+    objects: Sequence[Any] | None = None,
+    plain: Sequence[Any] = (),
+) -> Any:
+    """Does outside what the function did inside, and returns its result.
+
+    Args:
+      departure: with real values, as the JAX transform returned it.
+      objects: what the record's numbers mean; None if it holds the objects.
+      plain: the plain objects among the arguments.
+    """
+    record, values, result = departure.record, departure.values, departure.result
+    new_contents: list[Any] = []
+    new_fields: list[Any] = []
+    if record.walk is not None and record.packing is not None:
+        values, leaves = record.packing.unpacked(result)
+        rest = iter(leaves)
+        putting = Putting(record.walk, lambda _: next(rest), objects or ())
+        result = putting.put()
+        new_contents = [putting.contents() for _ in record.changed]
+        new_fields = [putting.put() for _ in record.plain]
+
+    def named(name: Any) -> Any:
+        return name if objects is None else objects[name]
+
+    for name, value in zip(record.written, values, strict=True):
+        named(name).raw_value = value
+    for name, metadata in record.metadata:
+        named(name)._change_metadata(metadata)
+    for name, (items, form) in zip(record.changed, new_contents, strict=True):
+        change(named(name), items, form)
+    for (number, _, gone), new in zip(record.plain, new_fields, strict=True):
+        vars(plain[number]).update(new)
+        for key in gone:
+            del vars(plain[number])[key]
+    return result

@@ -1,0 +1,186 @@
+"""What a function sees without receiving it: captured objects and constants.
+
+A function sees its closure cells, the globals that its code loads, its defaults, and
+through functions among these what they see. `View.look` reads all of it at every call,
+so that a rebound global is noticed. Modules and Variables found there become implicit
+arguments; everything else is a constant of the compiled program, compared like any
+static value, so that rebinding it compiles again and never gives a stale result.
+
+Attributes are not followed: what a function reaches through a field of a plain object,
+a registry, or a module's namespace is not visible here.
+"""
+
+import dis
+import functools
+import types
+import weakref
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+import numpy as np
+
+from ..core.module import Pytree
+from ..core.statics import SMALL_BYTES, static_key
+from ..core.variable import Variable
+from .leaves import flatten
+
+# Functions of these packages hold none of the user's objects, and see a lot.
+_NOT_FOLLOWED = frozenset(
+    "builtins functools jax jaxlib math numpy nnxlite operator optax".split()
+)
+_ABSENT: Any = type("Absent", (), {})()
+_CONTAINERS = (list, dict, tuple, set)
+
+
+class View:
+    """What one function sees, as far as it is found by following functions.
+
+    `pinned` are the places whose values settle what else is seen; as long as they hold
+    the same objects, `constants` holds too. `watched` are the places with containers,
+    whose contents may change in place and are read anew at every look.
+    """
+
+    __slots__ = ("constants", "objects", "pinned", "watched")
+
+    def __init__(self, function: Any):
+        self.pinned: list[tuple[Callable[[], Any], Callable[[], Any]]] = []
+        self.watched: list[Callable[[], Any]] = []
+        self.objects: list[Callable[[], Any]] = []
+        constants: list[Hashable] = []
+        followed: set[int] = set()
+        waiting: list[Any] = [function]
+        while waiting:
+            seen = waiting.pop()
+            if id(seen) in followed:
+                continue
+            followed.add(id(seen))
+            for place, read in _places(seen):
+                value = read()
+                if isinstance(value, (Pytree, Variable)):
+                    self._pin(read, value)
+                    self.objects.append(weakref.ref(value))
+                elif _may_change_inside(value):
+                    self.watched.append(read)
+                else:
+                    self._pin(read, value)
+                    if is_followed(value):
+                        waiting.append(value)
+                    constants.append((place, static_key(value)))
+        self.constants: Hashable = tuple(constants)
+
+    def _pin(self, read: Callable[[], Any], value: Any) -> None:
+        try:
+            expected: Callable[[], Any] = weakref.ref(value)
+        except TypeError:  # numbers, strings: kept, so that their id stays taken
+            expected = functools.partial(_same, value)
+        self.pinned.append((read, expected))
+
+    def is_current(self) -> bool:
+        """True while every pinned place holds the object that it held."""
+        for read, expected in self.pinned:
+            if read() is not expected():
+                return False
+        return True
+
+
+def _may_change_inside(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.nbytes <= SMALL_BYTES
+    return isinstance(value, _CONTAINERS)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def look(view: View) -> tuple[list[Any], Hashable]:
+    """Reads a current view: the objects seen, and a key of everything else seen."""
+    objects = [reference() for reference in view.objects]
+    if not view.watched:
+        return objects, view.constants
+    keys: list[Hashable] = [view.constants]
+    for read in view.watched:
+        leaves, treedef = flatten(read())
+        keys.append(treedef)
+        for leaf in leaves:
+            if isinstance(leaf, (Pytree, Variable)):
+                objects.append(leaf)
+                keys.append(type(leaf))
+            else:
+                keys.append(static_key(leaf))
+    return objects, tuple(keys)
+
+
+def is_followed(value: Any) -> bool:
+    """True for a function whose own sight belongs to whoever sees it."""
+    if isinstance(value, (functools.partial, types.MethodType)):
+        return True
+    if isinstance(value, types.FunctionType):
+        return (value.__module__ or "").partition(".")[0] not in _NOT_FOLLOWED
+    return callable(value) and hasattr(value, "__wrapped__")
+
+
+def _places(seen: Any) -> Iterable[tuple[str, Callable[[], Any]]]:
+    """Names and readers of the places that one callable sees directly."""
+    if isinstance(seen, types.MethodType):
+        yield "self", functools.partial(getattr, seen, "__self__")
+        yield "function", functools.partial(getattr, seen, "__func__")
+    elif isinstance(seen, functools.partial):
+        for name in ("func", "args", "keywords"):
+            yield name, functools.partial(getattr, seen, name)
+    elif isinstance(seen, types.FunctionType):
+        for name, cell in zip(
+            seen.__code__.co_freevars, seen.__closure__ or (), strict=True
+        ):
+            yield name, functools.partial(_content, cell)
+        for name in global_names(seen.__code__):
+            yield name, functools.partial(seen.__globals__.get, name, _ABSENT)
+        for name in ("__defaults__", "__kwdefaults__"):
+            if getattr(seen, name):
+                yield name, functools.partial(getattr, seen, name)
+    else:
+        yield "__wrapped__", functools.partial(getattr, seen, "__wrapped__")
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return _ABSENT
+
+
+@functools.lru_cache(maxsize=4096)
+def global_names(code: types.CodeType) -> tuple[str, ...]:
+    """The globals that a code object, or one inside it, loads.
+
+    `co_names` would also give attribute names, which name no global.
+    """
+    names = [
+        instruction.argval
+        for instruction in dis.get_instructions(code)
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+    ]
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names += global_names(constant)
+    return tuple(dict.fromkeys(names))
+
+
+def unbound(function: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """A callable as a plain function, and the arguments that it brings along.
+
+    So the `self` of a bound method, a Module that is called, and the arguments of a
+    partial are arguments like all others.
+    """
+    args: tuple[Any, ...] = ()
+    keywords: dict[str, Any] = {}
+    while True:
+        if isinstance(function, functools.partial):
+            args, keywords = function.args + args, {**function.keywords, **keywords}
+            function = function.func
+        elif isinstance(function, types.MethodType):
+            args, function = (function.__self__, *args), function.__func__
+        elif isinstance(function, Pytree):
+            args, function = (function, *args), type(function).__call__
+        else:
+            return function, args, keywords

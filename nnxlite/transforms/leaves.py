@@ -1,0 +1,101 @@
+"""Flattening arguments and results: containers are opened, objects are not.
+
+JAX's own registry would open Variables and Modules too. This one has the same
+containers and stops at objects, in C++; a user's pytree class is adopted from JAX's
+registry when it is first met.
+"""
+
+import enum
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..core.arrays import NUMBER_TYPES, is_array
+from ..core.module import Pytree
+from ..core.variable import Variable
+
+_jax_registry = jax.tree_util.default_registry
+_registry = type(_jax_registry)(
+    enable_none=True,
+    enable_tuple=True,
+    enable_namedtuple=True,
+    enable_list=True,
+    enable_dict=True,
+)
+
+DYNAMIC, NODE, VARIABLE, PLAIN, STATIC, CONTAINER = range(6)
+kinds: dict[type, int] = {}  # of the types whose instances are all alike
+_LIBRARIES = frozenset("builtins jax jaxlib numpy optax nnxlite ml_dtypes".split())
+
+
+def flatten(tree: Any) -> tuple[list[Any], Any]:
+    """Leaves, and a treedef that can be hashed, compared and unflattened."""
+    leaves, treedef = _registry.flatten(tree, None)
+    for leaf in leaves:
+        if type(leaf) not in kinds and kind_of(leaf) == CONTAINER:
+            _adopt(type(leaf))
+            return flatten(tree)
+    return leaves, treedef
+
+
+def flatten_with_path(
+    treedef: Any, leaves: Sequence[Any]
+) -> list[tuple[tuple[Any, ...], Any]]:
+    """The leaves of a flattened tree, each with its JAX key path."""
+    tree = treedef.unflatten(leaves)
+    return _registry.flatten_with_path(tree, None)[0]
+
+
+def kind_of(leaf: Any) -> int:
+    """How a leaf crosses: as an array, an object, a looked-into object, or not."""
+    cls = type(leaf)
+    kind = kinds.get(cls)
+    if kind is not None:
+        return kind
+    if isinstance(leaf, Variable):
+        kind = VARIABLE
+    elif isinstance(leaf, Pytree):
+        kind = NODE
+    elif is_array(leaf) or cls in NUMBER_TYPES or isinstance(leaf, np.generic):
+        kind = DYNAMIC
+    elif _jax_registry.flatten_one_level(leaf) is not None:
+        return CONTAINER
+    elif not _may_hold_objects(leaf):
+        kind = STATIC
+    else:
+        return PLAIN if any(map(_is_object, vars(leaf).values())) else STATIC
+    kinds[cls] = kind
+    return kind
+
+
+def _adopt(cls: type) -> None:
+    """Lets this registry open a class as JAX's registry does, one level at a time."""
+
+    def open_one(value: Any) -> tuple[list[Any], Any]:
+        return _jax_registry.flatten(value, lambda x: x is not value)
+
+    _registry.register_node(cls, open_one, lambda treedef, xs: treedef.unflatten(xs))
+
+
+def _may_hold_objects(leaf: Any) -> bool:
+    """True for instances of user classes with attributes, as a Trainer is one."""
+    cls = type(leaf)
+    return (
+        hasattr(leaf, "__dict__")
+        and cls.__module__.partition(".")[0] not in _LIBRARIES
+        and not isinstance(
+            leaf, (type, types.FunctionType, types.ModuleType, enum.Enum)
+        )
+    )
+
+
+def _is_object(value: Any) -> bool:
+    """True for a field's value that a looked-into object is opened for."""
+    if isinstance(value, (Variable, Pytree)) or is_array(value):
+        return True
+    if isinstance(value, (list, tuple, dict)):
+        return any(map(_is_object, flatten(value)[0]))
+    return False

@@ -1,0 +1,400 @@
+"""Plans: what repeated calls of a compiled function know about one set of objects.
+
+`opened` sorts the arguments of a call and yields a *key*: the same objects in the same
+places with equal static values have the same key. A *plan* belongs to a key. It holds
+the cells of all Variables below the objects, so that a call gathers their values in
+one list comprehension, and the stamps of all nodes, so that it knows when to look
+again. Plans with the same structure share a *program*, the compiled function.
+
+A plan holds Variables and nodes weakly, and is dropped when one of its roots dies.
+Variables that are arguments themselves ("loose") are no part of the key: a plan takes
+any Variables of the same kinds and metadata, so that new gradients make no new plan.
+"""
+
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+from ..core import frames
+from ..core.arrays import is_dynamic
+from ..core.graph import Taking
+from ..core.module import Pytree, key_of
+from ..core.paths import Path
+from ..core.statics import Static, static_key
+from ..core.variable import Variable
+from .boundary import Holder, Packing, Record, holders_of
+from .leaves import (
+    DYNAMIC,
+    NODE,
+    PLAIN,
+    VARIABLE,
+    flatten,
+    flatten_with_path,
+    kind_of,
+    kinds,
+)
+
+_ARRAY, _NODE = "array", "node"
+
+
+class Input(NamedTuple):
+    """Where one gathered array comes from.
+
+    Attributes:
+      argument: the position or name of the argument, or None if captured.
+      path: from the argument to the leaf.
+      leaf: the Variable or array.
+    """
+
+    argument: int | str | None
+    path: Path
+    leaf: Any
+
+
+class Opened:
+    """The arguments of one call, sorted.
+
+    Attributes:
+      leaves, treedef: the arguments, flattened down to objects.
+      key: settles the plan; nodes stand in it by id.
+      nodes, loose, dynamic, plain: the leaves of each kind, in order; also what is
+        captured, and what the fields of plain objects hold.
+      held: the places in plain objects that hold bare arrays.
+    """
+
+    __slots__ = (
+        "dynamic",
+        "held",
+        "key",
+        "leaves",
+        "loose",
+        "nodes",
+        "plain",
+        "treedef",
+    )
+
+    def __init__(self, arguments: Any, captured: Sequence[Any], constants: Hashable):
+        self.leaves, self.treedef = leaves, treedef = flatten(arguments)
+        self.nodes: list[Any] = []
+        self.loose: list[Any] = []
+        self.dynamic: list[Any] = []
+        self.plain: list[Any] = []
+        self.held: list[Holder] = []
+        key: list[Any] = [treedef, constants]
+        nodes, dynamic = self.nodes, self.dynamic
+        for leaf in leaves:
+            kind = kinds.get(type(leaf))
+            if kind == DYNAMIC:
+                dynamic.append(leaf)
+                key.append(_ARRAY)
+            elif kind == NODE:
+                nodes.append(leaf)
+                key.append(id(leaf))
+            else:
+                self._sort(leaf, key)
+        for leaf in captured:
+            self._sort(leaf, key)
+        self.key = tuple(key)
+
+    def _sort(self, leaf: Any, key: list[Any]) -> None:
+        kind = kind_of(leaf)
+        if kind == NODE:
+            self.nodes.append(leaf)
+            key.append(id(leaf))
+        elif kind == VARIABLE:
+            self.loose.append(leaf)
+            key.append(type(leaf))
+            key.append(leaf._metadata)
+        elif kind == DYNAMIC:
+            self.dynamic.append(leaf)
+            key.append(_ARRAY)
+        elif kind == PLAIN:
+            self._look_into(leaf, key)
+        else:
+            key.append(static_key(leaf))
+
+    def _look_into(self, obj: Any, key: list[Any]) -> None:
+        """Sorts the fields of a plain object; its numbers are static."""
+        self.plain.append(obj)
+        fields = vars(obj)
+        key.append((type(obj), tuple(fields)))
+        for name, value in fields.items():
+            leaves, treedef = flatten(value)
+            key.append(treedef)
+            holds_array = False
+            for leaf in leaves:
+                kind = kind_of(leaf)
+                if kind in (NODE, VARIABLE):
+                    self._sort(leaf, key)
+                elif kind == DYNAMIC and hasattr(leaf, "shape"):
+                    holds_array = True
+                    key.append(_ARRAY)
+                else:
+                    key.append(static_key(leaf))
+            if holds_array:
+                self.held.append(Holder(obj, name))
+
+    def places(self) -> dict[int, tuple[int | str | None, Path]]:
+        """By id of each object and position of each array: its argument and path."""
+        found: dict[int, tuple[int | str | None, Path]] = {}
+        arrays = 0
+        for (_, *keys), leaf in flatten_with_path(self.treedef, self.leaves):
+            argument, *path = map(key_of, keys)
+            if kind_of(leaf) == DYNAMIC:
+                found[arrays] = (argument, tuple(path))
+                arrays += 1
+            else:
+                found.setdefault(id(leaf), (argument, tuple(path)))
+        return found
+
+    def structure(self) -> Hashable:
+        """The key with nodes in place of their ids."""
+        return tuple(_NODE if type(part) is int else part for part in self.key)
+
+    def arguments(self, dynamic: Sequence[Any]) -> Any:
+        """The arguments again, with other arrays in the place of theirs."""
+        rest = iter(dynamic)
+        return self.treedef.unflatten(
+            [next(rest) if kind_of(x) == DYNAMIC else x for x in self.leaves]
+        )
+
+
+class Plan:
+    """What is known about the objects of one key; see the module's docstring.
+
+    Attributes:
+      cells: of the Variables below the nodes that hold arrays, in order.
+      odd: the other Variables, whose values are pytrees or no arrays at all.
+      packing: how the odd values became arrays.
+      held: nodes and keys of places with bare arrays.
+      objects: all nodes and Variables, in the order of their numbers, but the loose.
+      paths: the path of each leaf, for messages and labels.
+      own: which loose Variables are not found again below the nodes.
+    """
+
+    def __init__(self, opened: Opened):
+        walk = Taking()
+        for number, node in enumerate(opened.nodes):
+            walk.take(node, (number,))
+        self.objects = [weakref.ref(obj) for obj in walk.objects]
+        self.paths = list(walk.paths)
+        variables = [x for x in walk.leaves if isinstance(x, Variable)]
+        plain = [v for v in variables if is_dynamic(v.raw_value)]
+        odd = [v for v in variables if not is_dynamic(v.raw_value)]
+        self.odd = [weakref.ref(v) for v in odd]
+        self.variables = [weakref.ref(v) for v in plain]
+        self.cells = [v._cell for v in plain]
+        self.variable_ids = frozenset(map(id, variables))
+        nodes = [x for x in walk.objects if isinstance(x, Pytree)]
+        self.held = [
+            (weakref.ref(node), holder.key)
+            for node in nodes
+            for holder in holders_of(node)
+        ]
+        before = len(walk.objects)
+        self.own: list[int] = []
+        for index, variable in enumerate(opened.loose):
+            walk.take(variable, (len(opened.nodes) + index,))
+            if len(walk.objects) > before + len(self.own):
+                self.own.append(index)
+        self.packing = self._pack(opened) if self._is_odd(opened) else None
+        self.structure = (
+            opened.structure(),
+            tuple(r.key if isinstance(r, Static) else r for r in walk.records),
+            self.packing and (self.packing.treedef, tuple(self.packing.statics)),
+        )
+        self.stamps = [node._nnx_stamp for node in nodes]
+        for stamp in self.stamps:
+            stamp.is_watched = True
+        self.epoch = frames.epoch[0]
+        self.is_aliased = _is_aliased(opened.loose, self)
+        self.program: Any = None
+        self.targets: dict[Record, list[list[Any]] | None] = {}
+
+    def _is_odd(self, opened: Opened) -> bool:
+        return bool(self.odd) or not all(
+            is_dynamic(opened.loose[index].raw_value) for index in self.own
+        )
+
+    def _pack(self, opened: Opened) -> Packing:
+        return Packing([v.raw_value for v in self._odd_variables(opened)])
+
+    def _odd_variables(self, opened: Opened) -> list[Any]:
+        """With odd values around, the loose Variables are packed too."""
+        return [ref() for ref in self.odd] + [opened.loose[i] for i in self.own]
+
+    def is_current(self) -> bool:
+        """True if no node below the roots has changed its structure."""
+        if self.epoch is frames.epoch[0]:
+            return True
+        epoch = frames.epoch[0]
+        if not all([stamp.is_valid for stamp in self.stamps]):
+            return False
+        self.epoch = epoch
+        return True
+
+    def gather(self, opened: Opened) -> list[Any] | None:
+        """All arrays that go in, in order; None if the plan no longer fits."""
+        inside = bool(frames.everywhere) and frames.current() is not None
+        try:
+            if inside:
+                values = [ref().raw_value for ref in self.variables]
+            else:
+                values = [cell[0] for cell in self.cells]
+        except IndexError:  # a Variable has left its cell
+            return None
+        if self.held:
+            for ref, key in self.held:
+                values += Holder(ref(), key).arrays()
+        for holder in opened.held:
+            values += holder.arrays()
+        if self.packing is not None:
+            packing = self._pack(opened)
+            if (packing.treedef, packing.statics) != (
+                self.packing.treedef,
+                self.packing.statics,
+            ):
+                return None
+            values += packing.arrays
+        elif opened.loose:
+            loose = [opened.loose[i].raw_value for i in self.own]
+            if not all(map(is_dynamic, loose)):
+                return None
+            values += loose
+        values += opened.dynamic
+        return values
+
+    def known(self, opened: Opened) -> list[Any]:
+        """The objects that cross, in the order of their numbers."""
+        return [ref() for ref in self.objects] + [opened.loose[i] for i in self.own]
+
+    def show(self, visit: Any, opened: Opened, values: Sequence[Any]) -> Sequence[Any]:
+        """Shows the gathered arrays, or tracers for them, to a visit's function.
+
+        Returns:
+          the arrays of the arguments themselves.
+        """
+        rest = iter(values)
+
+        def take(count: int) -> list[Any]:
+            return [next(rest) for _ in range(count)]
+
+        visit.show([ref() for ref in self.variables], take(len(self.variables)))
+        holders = [Holder(ref(), key) for ref, key in self.held] + opened.held
+        visit.show_arrays(holders, take(sum(len(h.arrays()) for h in holders)))
+        loose = [opened.loose[i] for i in self.own]
+        if self.packing is not None:
+            arrays = take(len(self.packing.arrays))
+            visit.show(self._odd_variables(opened), self.packing.unpacked(arrays))
+        else:
+            visit.show(loose, take(len(loose)))
+        return list(rest)
+
+    def inputs(self, opened: Opened) -> list[Input]:
+        """Where each gathered array comes from."""
+        places = opened.places()
+        nowhere: tuple[None, Path] = (None, ())
+        by_id: dict[int, Path] = {}
+        walk = Taking()
+        for number, node in enumerate(opened.nodes):
+            walk.take(node, (number,))
+        for path, leaf in zip(walk.paths, walk.leaves, strict=True):
+            by_id.setdefault(id(leaf), path)
+
+        def below_node(leaf: Any, path: Path) -> Input:
+            argument, start = places.get(id(opened.nodes[path[0]]), nowhere)
+            return Input(argument, (*start, *path[1:]), leaf)
+
+        inputs = [below_node(ref(), by_id[id(ref())]) for ref in self.variables]
+        for ref, key in self.held:
+            for array in Holder(ref(), key).arrays():
+                inputs.append(below_node(array, by_id[id(array)]))
+        for holder in opened.held:
+            inputs += [Input(None, (holder.key,), x) for x in holder.arrays()]
+        if self.packing is not None:
+            inputs += [Input(None, (), x) for x in self.packing.arrays]
+        else:
+            for index in self.own:
+                leaf = opened.loose[index]
+                inputs.append(Input(*places.get(id(leaf), nowhere), leaf))
+        return inputs + [Input(*places[n], x) for n, x in enumerate(opened.dynamic)]
+
+    def cells_of(self, record: Record) -> list[list[Any]] | None:
+        """The cells that a record writes, if that is all that it does; kept."""
+        if record in self.targets:
+            return self.targets[record]
+        cells: list[list[Any]] | None = None
+        if record.walk is None and not record.metadata:
+            if all(number < len(self.objects) for number in record.written):
+                written = [self.objects[number]() for number in record.written]
+                if all(is_dynamic(v.raw_value) for v in written):
+                    cells = [v._cell for v in written]
+        self.targets[record] = cells
+        return cells
+
+
+class Plans:
+    """The plans and programs of one compiled function.
+
+    Args:
+      make_program: makes the program of a structure not met before.
+    """
+
+    def __init__(self, make_program: Callable[[], Any]):
+        self._make_program = make_program
+        self._plans: dict[Hashable, Plan] = {}
+        self._watchers: dict[Hashable, list[Any]] = {}
+        self._programs: dict[Hashable, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    def find(self, opened: Opened) -> tuple[Plan, list[Any]]:
+        """The plan for opened arguments, and the arrays that go in."""
+        key = opened.key
+        plan = self._plans.get(key)
+        if opened.loose and plan is not None:
+            if _is_aliased(opened.loose, plan):
+                plan = self._plans.get((*key, *map(id, opened.loose)))
+            elif plan.is_aliased:
+                plan = None
+        if plan is not None and plan.is_current():
+            values = plan.gather(opened)
+            if values is not None:
+                return plan, values
+        return self._made(opened)
+
+    def _made(self, opened: Opened) -> tuple[Plan, list[Any]]:
+        plan = Plan(opened)
+        plan.program = self._programs.get(plan.structure)
+        if plan.program is None:
+            plan.program = self._programs[plan.structure] = self._make_program()
+        self._keep(opened.key, plan, opened)
+        if plan.is_aliased:
+            self._keep((*opened.key, *map(id, opened.loose)), plan, opened)
+        values = plan.gather(opened)
+        assert values is not None
+        return plan, values
+
+    def _keep(self, key: Hashable, plan: Plan, opened: Opened) -> None:
+        """Keeps a plan until one of its roots dies."""
+        plans, watchers = self._plans, self._watchers
+
+        def forget(_: Any) -> None:
+            plans.pop(key, None)
+            watchers.pop(key, None)
+
+        roots = opened.nodes + opened.loose if plan.is_aliased else opened.nodes
+        watchers[key] = [weakref.ref(root, forget) for root in roots]
+        plans[key] = plan
+
+    def clear(self) -> None:
+        """Forgets all plans and programs."""
+        self._plans.clear()
+        self._watchers.clear()
+        self._programs.clear()
+
+
+def _is_aliased(loose: list[Any], plan: Plan) -> bool:
+    ids = set(map(id, loose))
+    return len(ids) < len(loose) or not plan.variable_ids.isdisjoint(ids)

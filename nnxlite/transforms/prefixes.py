@@ -1,0 +1,100 @@
+"""Prefixes: rules that give every array of an argument a label.
+
+Where JAX takes a pytree prefix (`in_axes`, `in_shardings`, `argnums`, ...), a rule may
+stand for an object: a mapping from filters to labels. `StateSharding` and `StateAxes`
+are the same class; the label is a sharding or an axis. `DiffState` is a rule with one
+filter and the number of the argument it is for.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ..core.filters import Filter, to_predicate
+from ..core.paths import Path, format_path
+from ..core.state import flat_pairs
+
+
+class StateLabels:
+    """An ordered mapping from filters to labels; the first filter that matches wins.
+
+    Args:
+      rules: a mapping of filters to labels, or a State of labels by exact path.
+    """
+
+    def __init__(self, rules: Any, /):
+        if hasattr(rules, "raw_mapping"):
+            pairs = list(flat_pairs(rules))
+            self.rules = tuple((_is_path(path), label) for path, label in pairs)
+        else:
+            pairs = rules.items() if isinstance(rules, Mapping) else rules
+            self.rules = tuple((to_predicate(literal), label) for literal, label in pairs)
+
+    def label(self, path: Path, leaf: Any) -> Any:
+        """The label of the leaf at `path`.
+
+        Raises:
+          ValueError: if no filter matches.
+        """
+        for predicate, label in self.rules:
+            if predicate(path, leaf):
+                return label
+        raise ValueError(
+            f"no filter of {self!r} matches {type(leaf).__name__} at "
+            f"{format_path(path)!r}: add one, or `...` as the last"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.rules == self.rules
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.rules))
+
+    def __repr__(self) -> str:
+        rules = ", ".join(f"{predicate!r}: {label!r}" for predicate, label in self.rules)
+        return f"{type(self).__name__}({{{rules}}})"
+
+
+@dataclasses.dataclass(frozen=True)
+class _is_path:
+    path: Path
+
+    def __call__(self, path: Path, leaf: Any) -> bool:
+        return path == self.path
+
+
+class StateSharding(StateLabels):
+    """Shardings for the Variables of an object, by filter.
+
+    Example:
+      >>> import jax, nnxlite as nnx
+      >>> P = jax.sharding.PartitionSpec
+      >>> rule = nnx.StateSharding({nnx.PathContains('kernel'): P('data'), ...: P()})
+      >>> rule.label(('bias',), None)
+      PartitionSpec()
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffState:
+    """Says which Variables of one argument `grad` differentiates.
+
+    Example:
+      >>> import jax.numpy as jnp, nnxlite as nnx
+      >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+      >>> only_bias = nnx.DiffState(0, nnx.PathContains('bias'))
+      >>> list(nnx.grad(lambda m: m(jnp.ones(2)).sum(), argnums=only_bias)(model))
+      ['bias']
+    """
+
+    argnum: int
+    filter: Filter
+
+
+def label_of(prefix: Any, path: Path, leaf: Any) -> Any:
+    """The label that a prefix gives the leaf at `path` below it."""
+    while isinstance(prefix, (tuple, list, Mapping)) and not hasattr(prefix, "spec"):
+        if type(prefix).__name__ == "PartitionSpec" or not path:
+            break
+        prefix, path = prefix[path[0]], path[1:]
+    return prefix.label(path, leaf) if isinstance(prefix, StateLabels) else prefix
