@@ -1,13 +1,93 @@
-from .core.variable import Variable as Variable
-from .core.kinds import *
-from .core.metadata import *
-from .core.graph import *
-from .core.changes import *
-from .core.traversal import *
-from .core.module import *
-from .core.containers import *
-from .core.rngs import *
-from .core.filters import *
-from .core.state import *
+"""nnxlite: mutable object-graph neural networks on JAX.
+
+Models are plain Python objects that own typed Variables; a graph layer carries them
+through `jit`, `grad` and the rest at the cost of hand-written JAX. The names are those
+of Flax NNX: `import nnxlite as nnx`.
+"""
+
+from .core import filters as filterlib
+from .core import traversals as traversals
+from .core.changes import map as map
+from .core.changes import pop as pop
+from .core.changes import recursive_map as recursive_map
+from .core.changes import set_metadata as set_metadata
+from .core.changes import update as update
+from .core.changes import view as view
+from .core.changes import view_info as view_info
+from .core.changes import with_attributes as with_attributes
+from .core.containers import Dict as Dict
+from .core.containers import List as List
 from .core.errors import TraceContextError as TraceContextError
-from .transforms.compilation import jit, jit_partial, cached_partial, eval_shape
+from .core.filters import All as All
+from .core.filters import Any as Any
+from .core.filters import Everything as Everything
+from .core.filters import Not as Not
+from .core.filters import Nothing as Nothing
+from .core.filters import OfType as OfType
+from .core.filters import PathContains as PathContains
+from .core.filters import WithTag as WithTag
+from .core.graph import GraphDef as GraphDef
+from .core.graph import GraphState as GraphState
+from .core.graph import call as call
+from .core.graph import clone as clone
+from .core.graph import flatten as flatten
+from .core.graph import graphdef as graphdef
+from .core.graph import merge as merge
+from .core.graph import split as split
+from .core.graph import state as state
+from .core.graph import unflatten as unflatten
+from .core.graph import unpack as unpack
+from .core.graph import variables as variables
+from .core.iteration import find_duplicates as find_duplicates
+from .core.iteration import iter_children as iter_children
+from .core.iteration import iter_graph as iter_graph
+from .core.iteration import iter_module_children as iter_module_children
+from .core.iteration import iter_modules as iter_modules
+from .core.kinds import BatchStat as BatchStat
+from .core.kinds import Cache as Cache
+from .core.kinds import Intermediate as Intermediate
+from .core.kinds import Param as Param
+from .core.kinds import Perturbation as Perturbation
+from .core.kinds import register_variable_name as register_variable_name
+from .core.kinds import variable_name_from_type as variable_name_from_type
+from .core.kinds import variable_type_from_name as variable_type_from_name
+from .core.metadata import VariableMetadata as VariableMetadata
+from .core.metadata import use_eager_sharding as use_eager_sharding
+from .core.metadata import using_eager_sharding as using_eager_sharding
+from .core.metadata import with_metadata as with_metadata
+from .core.module import Module as Module
+from .core.module import Pytree as Pytree
+from .core.module import check_pytree as check_pytree
+from .core.module import data as data
+from .core.module import dataclass as dataclass
+from .core.module import has_data as has_data
+from .core.module import is_data as is_data
+from .core.module import register_data_type as register_data_type
+from .core.module import static as static
+from .core.rngs import RngCount as RngCount
+from .core.rngs import RngKey as RngKey
+from .core.rngs import Rngs as Rngs
+from .core.rngs import RngState as RngState
+from .core.rngs import RngStream as RngStream
+from .core.rngs import reseed as reseed
+from .core.state import FlatState as FlatState
+from .core.state import State as State
+from .core.state import as_pure as as_pure
+from .core.state import filter_state as filter_state
+from .core.state import from_flat_state as from_flat_state
+from .core.state import map_state as map_state
+from .core.state import merge_state as merge_state
+from .core.state import replace_by_pure_dict as replace_by_pure_dict
+from .core.state import restore_int_paths as restore_int_paths
+from .core.state import split_state as split_state
+from .core.state import to_flat_state as to_flat_state
+from .core.state import to_pure_dict as to_pure_dict
+from .core.variable import Variable as Variable
+from .transforms.autodiff import grad as grad
+from .transforms.autodiff import value_and_grad as value_and_grad
+from .transforms.compilation import cached_partial as cached_partial
+from .transforms.compilation import eval_shape as eval_shape
+from .transforms.compilation import jit as jit
+from .transforms.compilation import jit_partial as jit_partial
+from .transforms.prefixes import DiffState as DiffState
+from .transforms.prefixes import StateSharding as StateSharding

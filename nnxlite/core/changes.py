@@ -25,7 +25,7 @@ from .module import (
 )
 from .paths import Key, Path, format_path, sorted_keys
 from .state import State, partitioned, states
-from .traversal import iter_graph
+from .iteration import iter_graph
 from .variable import Variable
 
 T = TypeVar("T")

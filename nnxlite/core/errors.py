@@ -5,6 +5,7 @@ When no path is at hand, `name_of` looks for the attribute that holds an object.
 """
 
 import gc
+import types
 from typing import Any
 
 
@@ -43,6 +44,8 @@ def name_of(obj: Any) -> str:
         else:
             owners = [holder] if hasattr(holder, "_nnx_stamp") else []
         for owner in owners:
+            if isinstance(owner, types.ModuleType):
+                continue
             for key, value in _items_of(owner):
                 if value is obj:
                     where = f".{key}" if isinstance(key, str) else f"[{key!r}]"

@@ -172,20 +172,20 @@ def write(variable: Any, value: Any) -> bool:
     return True
 
 
-def before_change(obj: Any, home: Any) -> None:
+def before_change(obj: Any, home: Any, part: str = "") -> None:
     """Must be called before the structure of an object changes; journals it.
 
     Raises:
       TraceContextError: if the object may not be changed here.
     """
-    check_may_change(obj, home)
+    check_may_change(obj, home, part)
     frame = _thread.frame
     if frame is None or id(obj) in frame.made or id(obj) in frame.journal:
         return
     frame.journal[id(obj)] = (obj, obj._nnx_snapshot())
 
 
-def check_may_change(obj: Any, home: Any) -> None:
+def check_may_change(obj: Any, home: Any, part: str = "") -> None:
     """Raises TraceContextError unless the current trace is where `obj` lives."""
     trace = get_opaque_trace_state()
     frame = _thread.frame
@@ -199,7 +199,7 @@ def check_may_change(obj: Any, home: Any) -> None:
     if trace == NO_TRACE:
         raise ended(obj)
     raise TraceContextError(
-        f"{name_of(obj)} cannot be changed here: it lives outside the plain JAX "
+        f"{name_of(obj)}{part} cannot be changed here: it lives outside the plain JAX "
         "transform (jax.jit, jax.grad, jax.vmap, jax.lax.scan, ...) whose function is "
         "running, and the change would leak a tracer out of it. Nothing was changed. "
         "Use the nnxlite transform of the same name (nnx.jit, nnx.grad, nnx.vmap, "

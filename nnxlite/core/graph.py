@@ -10,7 +10,7 @@ to objects that are known already, which come out as references: that is how a
 transform tells its caller's objects from new ones.
 
 `split`, `merge`, `state` and `clone` are here; what looks for something in a graph is
-in `traversal`, what changes one in `changes`. How arrays cross JAX is not its concern.
+in `iteration`, what changes one in `changes`. How arrays cross JAX is not its concern.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping

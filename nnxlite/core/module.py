@@ -106,7 +106,7 @@ class Pytree:
                 f"an array would drop it. To write its value: `m.{name}[...] = x`. To "
                 f"replace it: `m.{name} = nnx.{type(old).__name__}(x)`"
             )
-        frames.before_change(self, self._nnx_stamp.home)
+        frames.before_change(self, self._nnx_stamp.home, f".{name}")
         vars(self)[name] = value
         if marks is not self._nnx_marks:
             vars(self)["_nnx_marks"] = marks
@@ -116,7 +116,7 @@ class Pytree:
     def __delattr__(self, name: str) -> None:
         if name not in vars(self) or name in INTERNAL:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        frames.before_change(self, self._nnx_stamp.home)
+        frames.before_change(self, self._nnx_stamp.home, f".{name}")
         del vars(self)[name]
         self._nnx_changed()
 

@@ -65,7 +65,7 @@ def layer_norm(
     replicas = axis_name, axis_index_groups
     statistics = _statistics(x, axes, mask, replicas, use_fast_variance, use_mean)
     parameters = _along_features(feature_axes, x, scale, bias)
-    y = _normalize(x, *statistics, *parameters, epsilon)
+    y = _normalize(x, *statistics, *parameters, epsilon=epsilon)
     return y.astype(canonicalize_dtype(*arrays, dtype=dtype))
 
 
@@ -113,7 +113,7 @@ def batch_norm(
     others = tuple(a for a in range(inputs.ndim) if a not in features)
     replicas = axis_name, axis_index_groups
     batch = _statistics(inputs, others, mask, replicas, use_fast_variance)
-    y = _normalize(inputs, *batch, *parameters, epsilon)
+    y = _normalize(inputs, *batch, *parameters, epsilon=epsilon)
     keep = momentum if inputs.size else 1.0
 
     def update(old: Array, new: Array) -> Array:
@@ -144,7 +144,7 @@ def batch_norm_inference(
         Array([[4.]], dtype=float32)
     """
     arrays = promote_dtype((x, mean, var, scale, bias), dtype=dtype)
-    y = _normalize(arrays[0], *_along_features(axis, *arrays), epsilon)
+    y = _normalize(arrays[0], *_along_features(axis, *arrays), epsilon=epsilon)
     return y.astype(canonicalize_dtype(*arrays, dtype=dtype))
 
 

@@ -78,7 +78,9 @@ class Program:
             self._build(plan, opened, values)
         if self.donated is None:
             return self.jitted, values
-        return self.jitted, *_parted(_each_buffer_once(values, self.donated), self.donated)
+        return self.jitted, *_parted(
+            _each_buffer_once(values, self.donated), self.donated
+        )
 
     def _build(self, plan: Plan, opened: Opened, values: list[Any]) -> None:
         owner = self.owner
@@ -93,7 +95,11 @@ class Program:
             donated = tuple(x.argument in owner.donates for x in inputs)
         if donated is not None and any(donated):
             self.donated = tuple(
-                d and (isinstance(x.leaf, Variable) or n >= len(inputs) - len(opened.dynamic))
+                d
+                and (
+                    isinstance(x.leaf, Variable)
+                    or n >= len(inputs) - len(opened.dynamic)
+                )
                 for n, (d, x) in enumerate(zip(donated, inputs, strict=True))
             )
             options["donate_argnums"] = (1,)
@@ -129,17 +135,22 @@ class Program:
                 return jax.tree.unflatten(jax.tree.structure(traced.out_info), results)
         plan, opened = _calls.stack[-1]
         known = plan.known(opened)
+        given_away = self._donated_variables(plan, opened)
         with Visit(self.owner.description, known, opened.plain) as visit:
             dynamic = plan.show(visit, opened, values)
             args, kwargs = opened.arguments(dynamic)
             result = self.owner.call(args, kwargs)
             if self.owner.out_shardings is not None:
                 result = _sharded(result, self.owner.out_shardings)
-            if self.donated is not None:  # what is donated needs a new buffer
-                for variable, is_donated in zip(plan.inputs(opened), self.donated):
-                    if is_donated and isinstance(variable.leaf, Variable):
-                        visit.frame.written.setdefault(variable.leaf)
+            for variable in given_away:  # it needs a new buffer, changed or not
+                visit.frame.written.setdefault(variable)
             return visit.depart(result)
+
+    def _donated_variables(self, plan: Plan, opened: Opened) -> list[Any]:
+        if self.donated is None:
+            return []
+        inputs = zip(plan.inputs(opened), self.donated, strict=True)
+        return [x.leaf for x, d in inputs if d and isinstance(x.leaf, Variable)]
 
 
 def _parted(values: Iterable[Any], donated: Iterable[bool]) -> tuple[list[Any], ...]:

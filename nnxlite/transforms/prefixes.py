@@ -28,7 +28,9 @@ class StateLabels:
             self.rules = tuple((_is_path(path), label) for path, label in pairs)
         else:
             pairs = rules.items() if isinstance(rules, Mapping) else rules
-            self.rules = tuple((to_predicate(literal), label) for literal, label in pairs)
+            self.rules = tuple(
+                (to_predicate(literal), label) for literal, label in pairs
+            )
 
     def label(self, path: Path, leaf: Any) -> Any:
         """The label of the leaf at `path`.
@@ -51,7 +53,9 @@ class StateLabels:
         return hash((type(self), self.rules))
 
     def __repr__(self) -> str:
-        rules = ", ".join(f"{predicate!r}: {label!r}" for predicate, label in self.rules)
+        rules = ", ".join(
+            f"{predicate!r}: {label!r}" for predicate, label in self.rules
+        )
         return f"{type(self).__name__}({{{rules}}})"
 
 

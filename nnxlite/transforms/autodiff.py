@@ -1,0 +1,330 @@
+"""`grad` and `value_and_grad` with respect to the Variables of objects.
+
+The differentiated Variables get tangents in the frame of the loss; everything else is
+read from around it. What the loss writes on the way (statistics, counters, new
+attributes) comes out as auxiliary output and is applied, as plain values.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..core.arrays import is_array
+from ..core.filters import Filter, to_predicate
+from ..core.graph import Taking
+from ..core.kinds import Param
+from ..core.paths import Path, format_path
+from ..core.state import State
+from ..core.variable import MISSING, Variable
+from .boundary import Departure, Holder, Visit, apply
+from .captures import unbound
+from .leaves import DYNAMIC, NODE, VARIABLE, flatten, kind_of
+from .prefixes import DiffState
+
+
+class _Differentiated(NamedTuple):
+    """One leaf of a differentiated argument, with what of it is differentiated.
+
+    `variables` are (path, Variable) below an object; `holders` are places of bare
+    arrays in it; an array argument has neither.
+    """
+
+    leaf: Any
+    variables: list[tuple[Path, Variable[Any]]]
+    holders: list[tuple[Path, Holder]]
+
+    @property
+    def values(self) -> list[Any]:
+        values = [variable.raw_value for _, variable in self.variables]
+        for _, holder in self.holders:
+            values += holder.arrays()
+        return values if values or kind_of(self.leaf) != DYNAMIC else [self.leaf]
+
+    def gradient(self, tangents: list[Any]) -> Any:
+        """The gradient in the form of the leaf: State, Variable or array."""
+        if kind_of(self.leaf) == DYNAMIC:
+            return tangents[0]
+        rest = iter(tangents)
+        pairs: list[tuple[Path, Any]] = [
+            (path, type(v).from_metadata(next(rest), v._metadata))
+            for path, v in self.variables
+        ]
+        pairs += [(path, next(rest)) for path, _ in self.holders]
+        if isinstance(self.leaf, Variable):
+            return pairs[0][1] if pairs else State({})
+        return State.from_pairs(pairs)
+
+
+def _open(
+    args: Sequence[Any], wanted: Sequence[DiffState], allow_int: bool
+) -> tuple[list[list[_Differentiated]], list[Any]]:
+    """Finds what to differentiate, one list for each wanted argument; checks aliasing.
+
+    Returns:
+      for each argument the list, and the treedef of its container.
+    """
+    differentiated: dict[int, Path] = {}
+    found: list[list[_Differentiated]] = []
+    treedefs: list[Any] = []
+    for diff in wanted:
+        leaves, treedef = flatten(args[diff.argnum])
+        matches = to_predicate(diff.filter)
+        parts = [
+            _part(x, (diff.argnum,), matches, differentiated, allow_int) for x in leaves
+        ]
+        found.append(parts)
+        treedefs.append(treedef)
+    chosen = {diff.argnum for diff in wanted}
+    for number, arg in enumerate(args):
+        if number in chosen or not differentiated:
+            continue
+        for leaf in flatten(arg)[0]:
+            if kind_of(leaf) not in (NODE, VARIABLE):
+                continue
+            walk = Taking()
+            walk.take(leaf, (number,))
+            for path, variable in zip(walk.paths, walk.leaves, strict=True):
+                if id(variable) in differentiated:
+                    first = differentiated[id(variable)]
+                    raise ValueError(
+                        f"Inconsistent aliasing detected: the "
+                        f"{type(variable).__name__} at args[{first[0]}]"
+                        f"{format_path(first[1:])!r} is differentiated, but it is also "
+                        f"at args[{path[0]}]{format_path(path[1:])!r}, which is not. "
+                        "Pass the object once, or name both arguments in argnums"
+                    )
+    return found, treedefs
+
+
+def _part(
+    leaf: Any,
+    start: Path,
+    matches: Callable[[Path, Any], bool],
+    differentiated: dict[int, Path],
+    allow_int: bool,
+) -> _Differentiated:
+    part = _Differentiated(leaf, [], [])
+    if kind_of(leaf) not in (NODE, VARIABLE):
+        return part
+    walk = Taking()
+    walk.take(leaf)
+    for path, value in zip(walk.paths, walk.leaves, strict=True):
+        if not matches(path, value) or id(value) in differentiated:
+            continue
+        if isinstance(value, Variable):
+            if not allow_int:
+                _check_is_float(value.raw_value, path)
+            differentiated[id(value)] = (*start, *path)
+            part.variables.append((path, value))
+        elif is_array(value):
+            part.holders.append((path, _holder(leaf, path)))
+    return part
+
+
+def _holder(root: Any, path: Path) -> Holder:
+    node = root
+    for key in path[:-1]:
+        node = node._nnx_items()[key] if hasattr(node, "_nnx_items") else node[key]
+    if not hasattr(node, "_nnx_items"):
+        raise ValueError(
+            f"cannot differentiate the array at {format_path(path)!r}: it is inside a "
+            f"plain {type(node).__name__}; hold it in a Variable or an attribute"
+        )
+    return Holder(node, path[-1])
+
+
+def _check_is_float(value: Any, path: Path) -> None:
+    for leaf in jax.tree.leaves(value):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(
+                f"cannot differentiate with respect to {format_path(path)!r}: its "
+                f"dtype is {dtype}, and gradients need a float. Select other "
+                "Variables with nnx.DiffState(argnum, filter), or pass allow_int=True"
+            )
+
+
+def _as_diff_states(argnums: Any) -> tuple[list[DiffState], bool]:
+    is_single = not isinstance(argnums, (tuple, list))
+    wanted = [
+        a if isinstance(a, DiffState) else DiffState(a, Param)
+        for a in ([argnums] if is_single else argnums)
+    ]
+    numbers = [diff.argnum for diff in wanted]
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(
+            f"argnums names an argument twice: {numbers}; combine the filters of one "
+            "argument in a single nnx.DiffState"
+        )
+    return wanted, is_single
+
+
+def value_and_grad(
+    f: Any = MISSING,
+    *,
+    argnums: int | DiffState | Sequence[int | DiffState] = 0,
+    has_aux: bool = False,
+    holomorphic: bool = False,
+    allow_int: bool = False,
+    reduce_axes: Sequence[Any] = (),
+) -> Any:
+    """A function that gives the value and the gradient of a loss; see `grad`.
+
+    Returns:
+      `(value, gradient)`; with `has_aux`, `((value, aux), gradient)`.
+
+    Example:
+      >>> import jax.numpy as jnp, nnxlite as nnx
+      >>> w = nnx.Param(jnp.array(3.0))
+      >>> value, grad = nnx.value_and_grad(lambda w: w ** 2)(w)
+      >>> value.item(), grad.item()
+      (9.0, 6.0)
+    """
+    if f is MISSING:
+        given = {k: v for k, v in locals().items() if k != "f"}
+        return lambda f: value_and_grad(f, **given)
+    if reduce_axes:
+        raise ValueError("reduce_axes is not supported by JAX any more: leave it out")
+    wanted, is_single = _as_diff_states(argnums)
+    function, own_args, own_kwargs = unbound(f)
+    name = getattr(f, "__name__", type(f).__name__)
+    offset = len(own_args)
+    parameters = _positional_parameters(function) if callable(function) else []
+
+    def differentiate(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = own_args + args, {**own_kwargs, **kwargs}
+        diffs = [
+            DiffState(_position(d.argnum, offset, len(args)), d.filter) for d in wanted
+        ]
+        needed = max(d.argnum for d in diffs)
+        while len(args) <= needed < len(parameters):
+            if parameters[len(args)] not in kwargs:
+                break
+            args = (*args, kwargs.pop(parameters[len(args)]))
+        if needed >= len(args):
+            raise TypeError(
+                f"nnx.grad of '{name}' differentiates argument {needed - offset}, but "
+                f"the call has {len(args) - offset} positional arguments"
+            )
+        found, treedefs = _open(args, diffs, allow_int)
+
+        def run(values: Any) -> tuple[Any, Departure]:
+            with Visit(f"nnx.grad of '{name}'") as visit:
+                inside = list(args)
+                for diff, parts, part_values, treedef in zip(
+                    diffs, found, values, treedefs, strict=True
+                ):
+                    inside[diff.argnum] = treedef.unflatten(
+                        [_shown(visit, *pair) for pair in zip(parts, part_values)]
+                    )
+                result = function(*inside, **kwargs)
+                if not has_aux:
+                    return result, visit.depart(None)
+                value, aux = _value_and_aux(result, name)
+                return value, visit.depart(aux)
+
+        values = [[part.values for part in parts] for parts in found]
+        transformed = jax.value_and_grad(
+            run, has_aux=True, holomorphic=holomorphic, allow_int=allow_int
+        )
+        (value, departure), tangents = transformed(values)
+        aux = apply(departure)
+        gradients = tuple(
+            treedef.unflatten(
+                [part.gradient(ts) for part, ts in zip(parts, part_tangents)]
+            )
+            for parts, part_tangents, treedef in zip(
+                found, tangents, treedefs, strict=True
+            )
+        )
+        gradient = gradients[0] if is_single else gradients
+        return ((value, aux) if has_aux else value), gradient
+
+    return functools.update_wrapper(differentiate, f, updated=())
+
+
+def _position(argnum: int, offset: int, count: int) -> int:
+    return argnum + offset if argnum >= 0 else count + argnum
+
+
+def _shown(visit: Visit, part: _Differentiated, values: list[Any]) -> Any:
+    """Shows one leaf's tracers inside; returns what the function receives."""
+    if kind_of(part.leaf) == DYNAMIC:
+        return values[0]
+    count = len(part.variables)
+    visit.show([variable for _, variable in part.variables], values[:count])
+    visit.show_arrays([holder for _, holder in part.holders], values[count:])
+    return part.leaf
+
+
+def _value_and_aux(result: Any, name: str) -> tuple[Any, Any]:
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(
+            f"with has_aux=True, '{name}' must return (value, aux), but it returned "
+            f"{type(result).__name__}"
+        )
+    return result
+
+
+def _positional_parameters(function: Callable[..., Any]) -> list[str]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+def grad(
+    f: Any = MISSING,
+    *,
+    argnums: int | DiffState | Sequence[int | DiffState] = 0,
+    has_aux: bool = False,
+    holomorphic: bool = False,
+    allow_int: bool = False,
+    reduce_axes: Sequence[Any] = (),
+) -> Any:
+    """A function that gives the gradient of a scalar loss.
+
+    The gradient of an object is a State of the Variables that the filter selects,
+    `Param`s by default, holding gradients; of a Variable a Variable; of an array an
+    array; of a container the container of these. A Variable that is reached twice has
+    one entry, with the sum. What the loss changes on the way is applied once.
+
+    Args:
+      f: the loss; without it, returns a decorator.
+      argnums: position of the argument to differentiate, or a `DiffState` that also
+        says which of its Variables, or a sequence of these.
+      has_aux: whether `f` returns `(value, aux)`.
+      holomorphic: see `jax.grad`.
+      allow_int: see `jax.grad`.
+      reduce_axes: must be empty.
+
+    Returns:
+      the gradient; with `has_aux`, `(gradient, aux)`. A tuple of gradients if argnums
+      is a sequence.
+
+    Raises:
+      TypeError: for a Variable that is no float, or a loss that is no scalar.
+      ValueError: if an object is both differentiated and not.
+
+    Example:
+      >>> import jax.numpy as jnp, nnxlite as nnx
+      >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+      >>> grads = nnx.grad(lambda model: model(jnp.ones(2)).sum())(model)
+      >>> grads.bias.value
+      Array([1., 1., 1.], dtype=float32)
+    """
+    given = {k: v for k, v in locals().items() if k != "f"}
+    if f is MISSING:
+        return lambda f: grad(f, **given)
+    both = value_and_grad(f, **given)
+
+    def gradient(*args: Any, **kwargs: Any) -> Any:
+        value, gradients = both(*args, **kwargs)
+        return (gradients, value[1]) if has_aux else gradients
+
+    return functools.update_wrapper(gradient, f, updated=())
