@@ -91,3 +91,8 @@ from .transforms.compilation import jit as jit
 from .transforms.compilation import jit_partial as jit_partial
 from .transforms.prefixes import DiffState as DiffState
 from .transforms.prefixes import StateSharding as StateSharding
+from .training.optimizer import ModelAndOptimizer as ModelAndOptimizer
+from .training.optimizer import OptArray as OptArray
+from .training.optimizer import OptState as OptState
+from .training.optimizer import OptVariable as OptVariable
+from .training.optimizer import Optimizer as Optimizer

@@ -54,7 +54,8 @@ def pool(
     pairs = padding_pairs(padding, rank)
     return lax.reduce_window(
         x,
-        np.asarray(init, x.dtype),  # a constant: reduce_window has a gradient for some
+        # Not a tracer: by it JAX recognizes max, min and add, which have gradients.
+        np.asarray(init, x.dtype),
         reduce_fn,
         (1,) * batch + window + (1,),
         (1,) * batch + per_axis(strides, rank, "strides") + (1,),

@@ -32,21 +32,48 @@ _ABSENT: Any = type("Absent", (), {})()
 _CONTAINERS = (list, dict, tuple, set)
 
 
+Place = tuple[Any, str]  # the code of a function, and a name in it
+
+
 class View:
     """What one function sees, as far as it is found by following functions.
 
     `pinned` are the places whose values settle what else is seen; as long as they hold
     the same objects, `constants` holds too. `watched` are the places with containers,
     whose contents may change in place and are read anew at every look.
+
+    Args:
+      function: whose view it is.
+      tokens: gives one object for each content of `constants`, which stands for it in
+        keys: hashing the content itself takes longer than a compiled call.
+      ignored: places that are left out, since the function itself changes what they
+        hold while it is traced: side effects that a compiled call does not repeat.
     """
 
-    __slots__ = ("constants", "objects", "pinned", "watched")
+    __slots__ = (
+        "constants",
+        "function",
+        "ignored",
+        "objects",
+        "pinned",
+        "token",
+        "tokens",
+        "watched",
+    )
 
-    def __init__(self, function: Any):
+    def __init__(
+        self,
+        function: Any,
+        tokens: dict[Hashable, object],
+        ignored: frozenset[Place] = frozenset(),
+    ):
+        self.function = function
+        self.tokens = tokens
+        self.ignored = ignored
         self.pinned: list[tuple[Callable[[], Any], Callable[[], Any]]] = []
-        self.watched: list[Callable[[], Any]] = []
+        self.watched: list[tuple[Place, Callable[[], Any]]] = []
         self.objects: list[Callable[[], Any]] = []
-        constants: list[Hashable] = []
+        constants: list[tuple[Place, Hashable]] = []
         followed: set[int] = set()
         waiting: list[Any] = [function]
         while waiting:
@@ -54,19 +81,23 @@ class View:
             if id(seen) in followed:
                 continue
             followed.add(id(seen))
-            for place, read in _places(seen):
+            for name, read in _places(seen):
+                place = (getattr(seen, "__code__", type(seen)), name)
+                if place in ignored:
+                    continue
                 value = read()
                 if isinstance(value, (Pytree, Variable)):
                     self._pin(read, value)
                     self.objects.append(weakref.ref(value))
                 elif _may_change_inside(value):
-                    self.watched.append(read)
+                    self.watched.append((place, read))
                 else:
                     self._pin(read, value)
                     if is_followed(value):
                         waiting.append(value)
                     constants.append((place, static_key(value)))
-        self.constants: Hashable = tuple(constants)
+        self.constants = tuple(constants)
+        self.token = tokens.setdefault(self.constants, object())
 
     def _pin(self, read: Callable[[], Any], value: Any) -> None:
         try:
@@ -82,6 +113,44 @@ class View:
                 return False
         return True
 
+    def look(self) -> tuple[list[Any], Hashable]:
+        """The objects seen now, and a key of everything else seen."""
+        objects = [reference() for reference in self.objects]
+        if not self.watched:
+            return objects, self.token
+        keys = [_contents(read, objects) for _, read in self.watched]
+        return objects, (self.token, *keys)
+
+    def without_effects(self, seen_before: Hashable) -> "View":
+        """This view, or one that ignores what changed since `seen_before` was seen."""
+        now = View(self.function, self.tokens, self.ignored)
+        _, seen_now = now.look()
+        if seen_now == seen_before:
+            return self
+        before, after = self._by_place(seen_before), now._by_place(seen_now)
+        changed = [p for p in before if p in after and before[p] != after[p]]
+        return View(self.function, self.tokens, self.ignored | frozenset(changed))
+
+    def _by_place(self, seen: Any) -> dict[Place, Hashable]:
+        places = dict(self.constants)
+        if self.watched:
+            watched = (place for place, _ in self.watched)
+            places.update(zip(watched, seen[1:], strict=True))
+        return places
+
+
+def _contents(read: Callable[[], Any], objects: list[Any]) -> Hashable:
+    """A key of a container's contents; adds the objects in it to `objects`."""
+    leaves, treedef = flatten(read())
+    keys: list[Hashable] = [treedef]
+    for leaf in leaves:
+        if isinstance(leaf, (Pytree, Variable)):
+            objects.append(leaf)
+            keys.append(type(leaf))
+        else:
+            keys.append(static_key(leaf))
+    return tuple(keys)
+
 
 def _may_change_inside(value: Any) -> bool:
     if isinstance(value, np.ndarray):
@@ -91,24 +160,6 @@ def _may_change_inside(value: Any) -> bool:
 
 def _same(value: Any) -> Any:
     return value
-
-
-def look(view: View) -> tuple[list[Any], Hashable]:
-    """Reads a current view: the objects seen, and a key of everything else seen."""
-    objects = [reference() for reference in view.objects]
-    if not view.watched:
-        return objects, view.constants
-    keys: list[Hashable] = [view.constants]
-    for read in view.watched:
-        leaves, treedef = flatten(read())
-        keys.append(treedef)
-        for leaf in leaves:
-            if isinstance(leaf, (Pytree, Variable)):
-                objects.append(leaf)
-                keys.append(type(leaf))
-            else:
-                keys.append(static_key(leaf))
-    return objects, tuple(keys)
 
 
 def is_followed(value: Any) -> bool:

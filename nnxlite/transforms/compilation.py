@@ -8,7 +8,7 @@ finds its plan, gathers the arrays, calls JAX, and writes back what the function
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import jax
@@ -23,7 +23,7 @@ from ..core.module import key_of
 from ..core.statics import static_key
 from ..core.variable import MISSING, Variable
 from .boundary import Departure, Visit, apply
-from .captures import View, look, unbound
+from .captures import View, unbound
 from .leaves import DYNAMIC, flatten, flatten_with_path, kind_of
 from .plans import Input, Opened, Plan, Plans
 from .prefixes import label_of
@@ -70,6 +70,7 @@ class Program:
         self.owner = owner
         self.donated: tuple[bool, ...] | None = None
         self.jitted: Any = None
+        self.was_traced = False
         self._traced: Any = None
 
     def staged(self, plan: Plan, opened: Opened, values: list[Any]) -> tuple[Any, ...]:
@@ -133,6 +134,7 @@ class Program:
             if [jax.typeof(x) for x in values] == list(traced.jaxpr.in_avals):
                 results = jaxpr_as_fun(traced.jaxpr)(*values)
                 return jax.tree.unflatten(jax.tree.structure(traced.out_info), results)
+        self.was_traced = True
         plan, opened = _calls.stack[-1]
         known = plan.known(opened)
         given_away = self._donated_variables(plan, opened)
@@ -250,6 +252,7 @@ class Jitted(Generic[P, R]):
         )
         self._plans = Plans(lambda: Program(self))
         self._view: View | None = None
+        self._tokens: dict[Hashable, object] = {}
 
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Calls the plain function."""
@@ -272,10 +275,9 @@ class Jitted(Generic[P, R]):
             }
         view = self._view
         if view is None or not view.is_current():
-            view = self._view = View(self.function)
-        if view.watched or view.objects:
-            return Opened((args, kwargs), *look(view))
-        return Opened((args, kwargs), (), view.constants)
+            ignored = view.ignored if view is not None else frozenset()
+            view = self._view = View(self.function, self._tokens, ignored)
+        return Opened((args, kwargs), *view.look())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         opened = self._open(args, kwargs)
@@ -287,6 +289,8 @@ class Jitted(Generic[P, R]):
             departure = jitted(*arrays)
         finally:
             stack.pop()
+        if plan.program.was_traced:
+            self._ignore_effects(plan, opened)
         record = departure.record
         if not everywhere:
             cells = plan.cells_of(record)
@@ -297,6 +301,17 @@ class Jitted(Generic[P, R]):
                     cell[0] = value
                 return departure.result
         return apply(departure, plan.known(opened), opened.plain)
+
+    def _ignore_effects(self, plan: Plan, opened: Opened) -> None:
+        """After a trace: what it changed itself is no constant of the program."""
+        plan.program.was_traced = False
+        view = self._view
+        assert view is not None
+        self._view = view.without_effects(opened.constants)
+        if self._view is not view:
+            captured, constants = self._view.look()
+            again = opened.with_view(captured, constants)
+            self._plans.adopt(again, plan.program)
 
     @overload
     def __get__(self, instance: None, owner: Any = None) -> "Jitted[P, R]": ...
@@ -311,9 +326,12 @@ class Jitted(Generic[P, R]):
         _calls.stack.append((plan, opened))
         try:
             jitted, *arrays = plan.program.staged(plan, opened, values)
-            return Stage(getattr(jitted, verb)(*arrays), self)
+            stage = Stage(getattr(jitted, verb)(*arrays), self)
         finally:
             _calls.stack.pop()
+        if plan.program.was_traced:
+            self._ignore_effects(plan, opened)
+        return stage
 
     def trace(self, *args: P.args, **kwargs: P.kwargs) -> "Stage":
         """Traces for these arguments; see `jax.stages.Traced`."""

@@ -56,6 +56,7 @@ class Opened:
 
     Attributes:
       leaves, treedef: the arguments, flattened down to objects.
+      constants: the key of what else the function sees.
       key: settles the plan; nodes stand in it by id.
       nodes, loose, dynamic, plain: the leaves of each kind, in order; also what is
         captured, and what the fields of plain objects hold.
@@ -63,6 +64,7 @@ class Opened:
     """
 
     __slots__ = (
+        "constants",
         "dynamic",
         "held",
         "key",
@@ -75,6 +77,7 @@ class Opened:
 
     def __init__(self, arguments: Any, captured: Sequence[Any], constants: Hashable):
         self.leaves, self.treedef = leaves, treedef = flatten(arguments)
+        self.constants = constants
         self.nodes: list[Any] = []
         self.loose: list[Any] = []
         self.dynamic: list[Any] = []
@@ -95,6 +98,11 @@ class Opened:
         for leaf in captured:
             self._sort(leaf, key)
         self.key = tuple(key)
+
+    def with_view(self, captured: Sequence[Any], constants: Hashable) -> "Opened":
+        """The same arguments with another view of the surroundings."""
+        arguments = self.treedef.unflatten(self.leaves)
+        return Opened(arguments, captured, constants)
 
     def _sort(self, leaf: Any, key: list[Any]) -> None:
         kind = kind_of(leaf)
@@ -375,6 +383,10 @@ class Plans:
         values = plan.gather(opened)
         assert values is not None
         return plan, values
+
+    def adopt(self, opened: Opened, program: Any) -> None:
+        """Lets a program stand for the structure of other arguments too."""
+        self._programs.setdefault(Plan(opened).structure, program)
 
     def _keep(self, key: Hashable, plan: Plan, opened: Opened) -> None:
         """Keeps a plan until one of its roots dies."""

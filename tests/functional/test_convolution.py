@@ -15,6 +15,11 @@ RNG = np.random.default_rng(0)
 PAD_MODES = {"CIRCULAR": "wrap", "REFLECT": "reflect", "CAUSAL": "constant"}
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order():
+    RNG.bit_generator.state = np.random.PCG64(0).state
+
+
 def normal(*shape):
     return RNG.normal(size=shape).astype(np.float32)
 
@@ -161,6 +166,7 @@ def test_gradients(padding):
         arrays,
         order=2,
         modes=["fwd", "rev"],
+        eps=1e-2,
     )
 
 

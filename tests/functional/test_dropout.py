@@ -21,7 +21,9 @@ def test_drops_a_fraction_and_scales_the_rest(rate, dtype):
     y = dropout(x, KEY, rate)
     assert y.dtype == dtype
     kept = np.asarray(y != 0)
-    np.testing.assert_array_equal(y, jnp.where(kept, x / (1 - rate), 0))
+    # Compiled as a whole or not, a complex division rounds differently.
+    tolerance = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(y, jnp.where(kept, x / (1 - rate), 0), rtol=tolerance)
     assert abs(kept.mean() - (1 - rate)) < 4 * np.sqrt(rate * (1 - rate) / X.size)
 
 

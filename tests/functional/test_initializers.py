@@ -28,6 +28,8 @@ FACTORIES = {
 @pytest.mark.parametrize(("name", "options"), FACTORIES.items())
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_draws_what_jax_draws(name, options, dtype):
+    if "orthogonal" in name and dtype == jnp.bfloat16:
+        pytest.skip("the QR decomposition of JAX knows no bfloat16")
     ours = getattr(initializers, name)(**options)(KEY, (3, 4, 4), dtype)
     theirs = getattr(jax.nn.initializers, name)(**options)(KEY, (3, 4, 4), dtype)
     assert (ours.shape, ours.dtype) == ((3, 4, 4), dtype)

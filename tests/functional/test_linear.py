@@ -12,6 +12,11 @@ from nnxlite.functional import attend, embed, linear
 RNG = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order():
+    RNG.bit_generator.state = np.random.PCG64(0).state
+
+
 def normal(*shape):
     return RNG.normal(size=shape).astype(np.float32)
 
@@ -120,10 +125,10 @@ TABLE = normal(3, 2)
 @pytest.mark.parametrize("indices", [1, [2, 0], [[0, 1, 2], [2, -1, -3]]])
 @pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.int8])
 def test_embed(indices, dtype):
-    indices = np.array(indices).astype(dtype)
-    close(embed(indices.astype(np.int32), TABLE), TABLE[indices.astype(np.int32)])
-    if indices.min() >= 0 and indices.max() < 3:
-        close(embed(indices, TABLE), TABLE[indices])
+    indices = np.array(indices)
+    if np.issubdtype(dtype, np.unsignedinteger):
+        indices = indices % 3
+    np.testing.assert_array_equal(embed(indices.astype(dtype), TABLE), TABLE[indices])
 
 
 def test_embed_out_of_range_is_nan():

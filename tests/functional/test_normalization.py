@@ -14,6 +14,11 @@ RNG = np.random.default_rng(0)
 MEAN, VAR = np.zeros(4, np.float32), np.ones(4, np.float32)
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order():
+    RNG.bit_generator.state = np.random.PCG64(0).state
+
+
 def normal(*shape):
     return RNG.normal(size=shape).astype(np.float32)
 
@@ -30,12 +35,12 @@ def normalized(x, axes, epsilon=1e-6, mask=True):
 @pytest.mark.parametrize("use_fast_variance", [True, False])
 @pytest.mark.parametrize("parameters", ["both", "scale", "bias", "neither"])
 def test_layer_norm(use_fast_variance, parameters):
-    x, scale, bias = normal(2, 3, 4) + 2, normal(4), normal(4)
+    x, scale, bias = normal(2, 3, 4), normal(4), normal(4)
     scale = scale if parameters in ("both", "scale") else None
     bias = bias if parameters in ("both", "bias") else None
     y = layer_norm(x, scale, bias, None, use_fast_variance=use_fast_variance)
     expected = normalized(x, -1) * (1 if scale is None else scale)
-    close(y, expected + (0 if bias is None else bias))
+    close(y, expected + (0 if bias is None else bias), 1e-4)
 
 
 def test_layer_norm_over_other_axes():
@@ -118,8 +123,13 @@ def test_layer_norm_as_flax(
         rngs=nnx.Rngs(0),
     )
     x = jnp.asarray(normal(2, 5, 4) * 3 + 1, x_dtype)
-    mask = jnp.asarray(RNG.integers(0, 2, x.shape), bool).at[:, 0].set(True)
+    # Two entries that count in each row and column keep the variance away from 0.
+    mask = np.asarray(RNG.integers(0, 2, x.shape), bool)
+    mask[:, :2] = mask[..., :2] = True
+    mask = jnp.asarray(mask)
     bias = None if name == "RMSNorm" else layer.bias[...]
+    # E|x|^2 - |E x|^2 of few numbers magnifies the rounding of their sums.
+    tolerance = 1e-3 if use_fast_variance else 2e-5
     for where in (None, mask):
         theirs = layer(x, mask=where)
         ours = layer_norm(
@@ -133,11 +143,7 @@ def test_layer_norm_as_flax(
             use_mean=name != "RMSNorm",
         )
         assert ours.dtype == theirs.dtype
-        finite = jnp.isfinite(theirs)  # Flax gives nan where everything is masked
-        close(
-            jnp.where(finite, ours, 0).astype(np.float32),
-            jnp.where(finite, theirs, 0).astype(np.float32),
-        )
+        close(ours.astype(np.float32), theirs.astype(np.float32), tolerance)
 
 
 @pytest.mark.parametrize("axis", [-1, 1])
@@ -253,24 +259,17 @@ def test_replicas_share_statistics(use_fast_variance, with_mask):
 
 
 def test_groups_of_replicas():
-    x = normal(4, 5, 4)
-
-    def replica(x):
-        groups = ((0, 1), (2, 3))
-        return layer_norm(
-            x,
-            None,
-            None,
-            None,
-            reduction_axes=0,
-            axis_name="replicas",
-            axis_index_groups=groups,
-        )
-
-    y = jax.pmap(replica, axis_name="replicas")(x) if jax.device_count() > 3 else None
-    if y is None:
-        pytest.skip("groups of replicas need 4 devices; vmap does not know them")
-    close(y.reshape(2, 10, 4), normalized(x.reshape(2, 10, 4), 1))
+    norm = partial(
+        layer_norm,
+        scale=None,
+        bias=None,
+        mask=None,
+        axis_name="replicas",
+        axis_index_groups=((0, 1), (2, 3)),
+    )
+    jaxpr = str(jax.make_jaxpr(norm, axis_env=[("replicas", 4)])(normal(5, 4)))
+    assert jaxpr.count("axis_index_groups=((0, 1), (2, 3))") == 2  # E x and E|x|^2
+    assert "8.0:f32[]" in jaxpr  # the entries of a group
 
 
 @pytest.mark.parametrize(
@@ -278,8 +277,8 @@ def test_groups_of_replicas():
     [
         (
             lambda: layer_norm(normal(2, 3), VAR, None, None),
-            r"shape \(4,\) do not fit x of shape \(2, 3\) with 3 features along its axes "
-            r"\(1,\).*num_features=3",
+            r"shape \(4,\) do not fit x of shape \(2, 3\) with 3 features along its"
+            r" axes \(1,\).*num_features=3",
         ),
         (
             lambda: batch_norm(normal(2, 3), MEAN, VAR, None, None, None),

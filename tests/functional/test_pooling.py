@@ -23,6 +23,11 @@ POOLS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order():
+    RNG.bit_generator.state = np.random.PCG64(0).state
+
+
 def normal(*shape):
     return RNG.normal(size=shape).astype(np.float32)
 
@@ -81,7 +86,9 @@ def test_gradients(name, batch):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_as_flax(oracle, name, padding, dtype):
     ours, theirs = globals()[name], getattr(oracle("flax.nnx"), name)
-    for shape in ((5, 4, 3), (2, 5, 4, 3), (2, 3, 5, 4, 3)):
+    shapes = [(5, 4, 3), (2, 5, 4, 3), (2, 3, 5, 4, 3)]
+    # Flax fails for pairs and several batch axes.
+    for shape in shapes if isinstance(padding, str) else shapes[:2]:
         x = jnp.asarray(normal(*shape), dtype)
         for strides in (None, (2, 1)):
             y = ours(x, (2, 2), strides, padding)

@@ -1,0 +1,1 @@
+"""Training: optimizers bound to models, and metrics."""
