@@ -5,6 +5,7 @@ through `jit`, `grad` and the rest at the cost of hand-written JAX. The names ar
 of Flax NNX: `import nnxlite as nnx`.
 """
 
+from . import functional as functional
 from .core import filters as filterlib
 from .core import traversals as traversals
 from .core.changes import map as map
@@ -83,6 +84,48 @@ from .core.state import split_state as split_state
 from .core.state import to_flat_state as to_flat_state
 from .core.state import to_pure_dict as to_pure_dict
 from .core.variable import Variable as Variable
+from .functional import initializers as initializers
+from .functional.activations import celu as celu
+from .functional.activations import elu as elu
+from .functional.activations import gelu as gelu
+from .functional.activations import glu as glu
+from .functional.activations import hard_sigmoid as hard_sigmoid
+from .functional.activations import hard_silu as hard_silu
+from .functional.activations import hard_swish as hard_swish
+from .functional.activations import hard_tanh as hard_tanh
+from .functional.activations import identity as identity
+from .functional.activations import leaky_relu as leaky_relu
+from .functional.activations import log_sigmoid as log_sigmoid
+from .functional.activations import log_softmax as log_softmax
+from .functional.activations import logsumexp as logsumexp
+from .functional.activations import one_hot as one_hot
+from .functional.activations import relu as relu
+from .functional.activations import relu6 as relu6
+from .functional.activations import selu as selu
+from .functional.activations import sigmoid as sigmoid
+from .functional.activations import silu as silu
+from .functional.activations import soft_sign as soft_sign
+from .functional.activations import softmax as softmax
+from .functional.activations import softplus as softplus
+from .functional.activations import standardize as standardize
+from .functional.activations import swish as swish
+from .functional.activations import tanh as tanh
+from .functional.pooling import avg_pool as avg_pool
+from .functional.pooling import max_pool as max_pool
+from .functional.pooling import min_pool as min_pool
+from .functional.pooling import pool as pool
+from .layers.convolution import Conv as Conv
+from .layers.dropout import Dropout as Dropout
+from .layers.linear import Embed as Embed
+from .layers.linear import Linear as Linear
+from .layers.normalization import BatchNorm as BatchNorm
+from .layers.normalization import LayerNorm as LayerNorm
+from .layers.sequential import Sequential as Sequential
+from .training.optimizer import ModelAndOptimizer as ModelAndOptimizer
+from .training.optimizer import OptArray as OptArray
+from .training.optimizer import Optimizer as Optimizer
+from .training.optimizer import OptState as OptState
+from .training.optimizer import OptVariable as OptVariable
 from .transforms.autodiff import grad as grad
 from .transforms.autodiff import value_and_grad as value_and_grad
 from .transforms.compilation import cached_partial as cached_partial
@@ -91,8 +134,3 @@ from .transforms.compilation import jit as jit
 from .transforms.compilation import jit_partial as jit_partial
 from .transforms.prefixes import DiffState as DiffState
 from .transforms.prefixes import StateSharding as StateSharding
-from .training.optimizer import ModelAndOptimizer as ModelAndOptimizer
-from .training.optimizer import OptArray as OptArray
-from .training.optimizer import OptState as OptState
-from .training.optimizer import OptVariable as OptVariable
-from .training.optimizer import Optimizer as Optimizer

@@ -14,6 +14,7 @@ from . import frames
 from .arrays import is_array, is_dynamic
 from .filters import Filter, to_predicate
 from .graph import Putting, clone, taken
+from .iteration import iter_graph
 from .module import (
     Module,
     Pytree,
@@ -25,7 +26,6 @@ from .module import (
 )
 from .paths import Key, Path, format_path, sorted_keys
 from .state import State, partitioned, states
-from .iteration import iter_graph
 from .variable import Variable
 
 T = TypeVar("T")
@@ -103,7 +103,8 @@ def _plan_update(
             if strict or not isinstance(target, Pytree):
                 problems.append(
                     f"{format_path(here)} is unknown (there are "
-                    f"{', '.join(map(repr, list(children)[:8]))}; strict=False adds it)"
+                    f"{', '.join(repr(k) for k in list(children)[:8])}; "
+                    "strict=False adds it)"
                 )
             else:
                 writes.append(lambda k=key, v=value: set_child(target, k, v))

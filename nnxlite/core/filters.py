@@ -10,12 +10,12 @@ import dataclasses
 import types
 from collections.abc import Callable, Iterable
 from typing import Any as AnyType
-from typing import Union
+from typing import TypeAlias, Union
 
 from .paths import Path
 
 Predicate = Callable[[Path, AnyType], bool]
-Filter = Union[
+Filter: TypeAlias = Union[  # noqa: UP007  (it names itself)
     type,
     types.UnionType,
     str,

@@ -15,7 +15,7 @@ in `iteration`, what changes one in `changes`. How arrays cross JAX is not its c
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 
@@ -75,7 +75,7 @@ class ArrayRecord(NamedTuple):
 class Reference(NamedTuple):
     """An object met before, by its number."""
 
-    index: int
+    number: int
 
 
 class Outside(NamedTuple):
@@ -289,7 +289,7 @@ class Putting:
         if isinstance(record, Static):
             return record.value
         if isinstance(record, Reference):
-            return self.objects[record.index]
+            return self.objects[record.number]
         if isinstance(record, Outside):
             return record.object
         if isinstance(record, ArrayRecord):
@@ -315,7 +315,8 @@ class Putting:
 
     def _container(self, record: ContainerRecord) -> Any:
         children = [self.put() for _ in record.keys]
-        placed = dict(zip(record.order, zip(record.keys, children, strict=True)))
+        named = zip(record.keys, children, strict=True)
+        placed = dict(zip(record.order, named, strict=True))
         pairs = [placed[place] for place in range(len(children))]
         if record.treedef is None:
             return dict(pairs)
@@ -418,7 +419,7 @@ def merge(
 
 
 def _leaf_pairs(state: Any, paths: tuple[Path, ...]) -> Iterator[tuple[Path, Any]]:
-    """The leaves of a State; a mapping that stands where a Variable is, is its value."""
+    """The leaves of a State; a mapping in place of a Variable is its value."""
     if paths == ((),):
         yield (), state
         return
@@ -534,7 +535,7 @@ class GraphState(State):
 jax.tree_util.register_pytree_node(
     GraphState,
     lambda state: ((State(state),), state.graphdef),
-    lambda graphdef, children: GraphState(graphdef, children[0]),
+    lambda graphdef, children: GraphState(cast(GraphDef, graphdef), *children),
 )
 
 
@@ -548,7 +549,7 @@ def unpack(node: Any, *filters: Filter) -> Any:
     """
     graphdef, *parts = split(node, *filters)
     packed = tuple(GraphState(graphdef, part) for part in parts)
-    return packed if len(packed) > 1 else packed[0]
+    return packed[0] if len(packed) == 1 else packed
 
 
 def call(graphdef_state: tuple[Any, ...], /) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import jax
+from jax.core import Tracer
 
 from .arrays import is_array
 
@@ -57,7 +58,7 @@ class Metadata(Mapping[str, Any]):
         return len(self._items)
 
     __eq__ = object.__eq__
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
 
     def __repr__(self) -> str:
         return repr(self._items)
@@ -169,6 +170,6 @@ def placed(value: Any, metadata: Mapping[str, Any]) -> Any:
         spec, jax.sharding.Sharding
     ):
         spec = jax.sharding.NamedSharding(mesh, spec)
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return jax.lax.with_sharding_constraint(value, spec)
     return jax.device_put(value, spec)

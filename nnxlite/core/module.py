@@ -231,7 +231,7 @@ class Module(Pytree):
 
 def _empty(cls: type[Any]) -> Any:
     """A node of class `cls` without attributes; `__init__` is not run."""
-    base = list if issubclass(cls, list) else dict if issubclass(cls, dict) else object
+    base: Any = next((b for b in (list, dict) if issubclass(cls, b)), object)
     node = base.__new__(cls)
     vars(node)["_nnx_stamp"] = Stamp(frames.home_of_new(node))
     return node
@@ -406,9 +406,10 @@ def is_leaf(value: Any) -> bool:
 
 def pytree_children(value: Any) -> tuple[list[Key], list[Any]]:
     """Keys and children of a registered pytree, in its own order."""
-    if hasattr(value, "_fields") and isinstance(value, tuple):
-        return list(value._fields), list(value)
-    children, _ = jax.tree_util.default_registry.flatten_one_level_with_keys(value)  # pyright: ignore[reportGeneralTypeIssues]
+    fields = getattr(value, "_fields", None)
+    if fields is not None and isinstance(value, tuple):
+        return list(fields), list(value)
+    children, _ = jax.tree_util.default_registry.flatten_one_level_with_keys(value)
     return [key_of(k) for k, _ in children], [child for _, child in children]
 
 

@@ -332,7 +332,8 @@ def reseed(
                 f"{stream.key.shape}; pass policy='match_shape' to split the new key"
             )
     for path, stream in found:
-        shape, key = stream.key.shape, sources[stream.tag]()
+        shape: tuple[int, ...] = stream.key.shape
+        key: jax.Array = sources[stream.tag]()
         if callable(policy):
             key = policy((*path, "key"), key, shape)
         elif shape:

@@ -205,13 +205,13 @@ class FlatState:
         """Partitions by filters; see `split_state`."""
         parts = partitioned(self, filters)
         flat = tuple(FlatState(part, sort=False) for part in parts)
-        return flat if len(flat) > 1 else flat[0]
+        return flat[0] if len(flat) == 1 else flat
 
     def filter(self, *filters: Filter) -> "FlatState | tuple[FlatState, ...]":
         """Selects by filters; see `filter_state`."""
         parts = partitioned(self, filters, exhaustive=False)
         flat = tuple(FlatState(part, sort=False) for part in parts)
-        return flat if len(flat) > 1 else flat[0]
+        return flat[0] if len(flat) == 1 else flat
 
     @staticmethod
     def merge(flat: FlatPairs, *flats: FlatPairs) -> "FlatState":

@@ -21,6 +21,7 @@ from typing import Any, Generic, Self, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from . import frames
 from .arrays import is_array, is_dynamic
@@ -81,7 +82,7 @@ class Variable(ArrayOperators, Generic[A]):
         super().__init_subclass__(**kwargs)
         cls.__hash__ = object.__hash__
         if cls.get_value is not Variable.get_value:
-            cls.value = property(cls.get_value, cls.set_value)  # pyright: ignore[reportAttributeAccessIssue]
+            cls.value = property(cls.get_value, cls.set_value)
         register_as_pytree(cls)
 
     @property
@@ -304,9 +305,9 @@ class Variable(ArrayOperators, Generic[A]):
 
 
 # Writing a slot through its descriptor skips `Variable.__setattr__`.
-_set_cell = Variable._cell.__set__  # pyright: ignore[reportAttributeAccessIssue]
-_set_metadata = Variable._metadata.__set__  # pyright: ignore[reportAttributeAccessIssue]
-_set_home = Variable._home.__set__  # pyright: ignore[reportAttributeAccessIssue]
+_set_cell = Variable._cell.__set__
+_set_metadata = Variable._metadata.__set__
+_set_home = Variable._home.__set__
 
 
 def _begin(variable: Variable[Any], value: Any, metadata: Metadata) -> None:
@@ -330,7 +331,7 @@ def _is_ref(value: Any) -> bool:
 
 
 def _brief(value: Any) -> str:
-    if is_array(value) and (value.size > 100 or isinstance(value, jax.core.Tracer)):
+    if is_array(value) and (value.size > 100 or isinstance(value, Tracer)):
         return f"{value.dtype}{list(value.shape)}"
     return repr(value)
 
@@ -371,8 +372,9 @@ def register_as_pytree(kind: type[Variable[Any]]) -> None:
         jax.tree_util.register_dataclass(kind, ["value"], ["_metadata"])
         return
 
-    def unflatten(metadata: Metadata, children: Any) -> Variable[Any]:
-        return kind.from_metadata(children[0], metadata)
+    def unflatten(metadata: Any, children: Any) -> Variable[Any]:
+        (value,) = children
+        return kind.from_metadata(value, metadata)
 
     key = jax.tree_util.GetAttrKey("value")
     jax.tree_util.register_pytree_with_keys(

@@ -252,7 +252,7 @@ def _partitioned(
                 f"no filter of the optimizer's mapping matches {format_path(path)!r}: "
                 "add `...: tx` as the last entry, or `...: None` to freeze the rest"
             )
-    transformations = {
+    transformations: dict[Any, Any] = {
         str(number): optax.set_to_zero() if tx is None else tx
         for number, tx in enumerate(rules.values())
     }
@@ -339,9 +339,7 @@ def _write(state: Any, new: Any) -> bool:
     )
 
 
-def _fitted(
-    grads: Any, parameters: Mapping[Path, Any], model: Any
-) -> dict[Path, Any]:
+def _fitted(grads: Any, parameters: Mapping[Path, Any], model: Any) -> dict[Path, Any]:
     """Gradients by path, exactly those of the parameters.
 
     Raises:

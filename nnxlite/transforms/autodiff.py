@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.arrays import is_array
-from ..core.filters import Filter, to_predicate
+from ..core.filters import to_predicate
 from ..core.graph import Taking
 from ..core.kinds import Param
 from ..core.paths import Path, format_path
@@ -219,7 +219,10 @@ def value_and_grad(
                     diffs, found, values, treedefs, strict=True
                 ):
                     inside[diff.argnum] = treedef.unflatten(
-                        [_shown(visit, *pair) for pair in zip(parts, part_values)]
+                        [
+                            _shown(visit, part, shown)
+                            for part, shown in zip(parts, part_values, strict=True)
+                        ]
                     )
                 result = function(*inside, **kwargs)
                 if not has_aux:
@@ -235,7 +238,7 @@ def value_and_grad(
         aux = apply(departure)
         gradients = tuple(
             treedef.unflatten(
-                [part.gradient(ts) for part, ts in zip(parts, part_tangents)]
+                [x.gradient(ts) for x, ts in zip(parts, part_tangents, strict=True)]
             )
             for parts, part_tangents, treedef in zip(
                 found, tangents, treedefs, strict=True

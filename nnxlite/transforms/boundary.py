@@ -235,7 +235,7 @@ class Visit:
         return id(obj) not in self.frame.made
 
     def _differs(self, node: Pytree, before: Any) -> bool:
-        old = self._shown.get(id(node), before[0])
+        old: Any = self._shown.get(id(node), before[0])
         new = node._nnx_items()
         return (
             old.keys() != new.keys()

@@ -250,6 +250,7 @@ class Jitted(Generic[P, R]):
         self.donates: Any = donate or _argument_names(
             self.function, donate_argnums, donate_argnames, offset
         )
+        self._brings = bool(self._args or self._kwargs)
         self._plans = Plans(lambda: Program(self))
         self._view: View | None = None
         self._tokens: dict[Hashable, object] = {}
@@ -264,7 +265,7 @@ class Jitted(Generic[P, R]):
         return self.function(*args, **kwargs)
 
     def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opened:
-        if self._args or self._kwargs:
+        if self._brings:
             args, kwargs = self._args + args, {**self._kwargs, **kwargs}
         if self._static:
             args = tuple(
@@ -425,7 +426,7 @@ def _argument_names(
 def jit(fun: Callable[P, R], /, **options: Any) -> Jitted[P, R]: ...
 @overload
 def jit(**options: Any) -> Callable[[Callable[P, R]], Jitted[P, R]]: ...
-def jit(
+def jit(  # pyright: ignore[reportInconsistentOverload]
     fun: Any = MISSING,
     *,
     in_shardings: Any = None,

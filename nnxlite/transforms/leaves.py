@@ -31,12 +31,15 @@ kinds: dict[type, int] = {}  # of the types whose instances are all alike
 _LIBRARIES = frozenset("builtins jax jaxlib numpy optax nnxlite ml_dtypes".split())
 
 
+open_containers = _registry.flatten
+
+
 def flatten(tree: Any) -> tuple[list[Any], Any]:
     """Leaves, and a treedef that can be hashed, compared and unflattened."""
     leaves, treedef = _registry.flatten(tree, None)
     for leaf in leaves:
         if type(leaf) not in kinds and kind_of(leaf) == CONTAINER:
-            _adopt(type(leaf))
+            adopt(type(leaf))
             return flatten(tree)
     return leaves, treedef
 
@@ -71,7 +74,7 @@ def kind_of(leaf: Any) -> int:
     return kind
 
 
-def _adopt(cls: type) -> None:
+def adopt(cls: type) -> None:
     """Lets this registry open a class as JAX's registry does, one level at a time."""
 
     def open_one(value: Any) -> tuple[list[Any], Any]:

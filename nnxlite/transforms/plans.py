@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from ..core import frames
 from ..core.arrays import is_dynamic
+from ..core.frames import everywhere
 from ..core.graph import Taking
 from ..core.module import Pytree, key_of
 from ..core.paths import Path
@@ -24,17 +25,21 @@ from ..core.statics import Static, static_key
 from ..core.variable import Variable
 from .boundary import Holder, Packing, Record, holders_of
 from .leaves import (
+    CONTAINER,
     DYNAMIC,
     NODE,
     PLAIN,
     VARIABLE,
+    adopt,
     flatten,
     flatten_with_path,
     kind_of,
     kinds,
+    open_containers,
 )
 
 _ARRAY, _NODE = "array", "node"
+_NONE: Any = ()
 
 
 class Input(NamedTuple):
@@ -76,23 +81,24 @@ class Opened:
     )
 
     def __init__(self, arguments: Any, captured: Sequence[Any], constants: Hashable):
-        self.leaves, self.treedef = leaves, treedef = flatten(arguments)
+        self.leaves, self.treedef = leaves, treedef = open_containers(arguments)
         self.constants = constants
         self.nodes: list[Any] = []
-        self.loose: list[Any] = []
         self.dynamic: list[Any] = []
-        self.plain: list[Any] = []
-        self.held: list[Holder] = []
+        self.loose = self.plain = self.held = _NONE  # most calls need no lists here
         key: list[Any] = [treedef, constants]
-        nodes, dynamic = self.nodes, self.dynamic
         for leaf in leaves:
             kind = kinds.get(type(leaf))
             if kind == DYNAMIC:
-                dynamic.append(leaf)
+                self.dynamic.append(leaf)
                 key.append(_ARRAY)
             elif kind == NODE:
-                nodes.append(leaf)
+                self.nodes.append(leaf)
                 key.append(id(leaf))
+            elif kind is None and kind_of(leaf) == CONTAINER:
+                adopt(type(leaf))
+                self.__init__(arguments, captured, constants)
+                return
             else:
                 self._sort(leaf, key)
         for leaf in captured:
@@ -110,6 +116,7 @@ class Opened:
             self.nodes.append(leaf)
             key.append(id(leaf))
         elif kind == VARIABLE:
+            self.loose = self.loose or []
             self.loose.append(leaf)
             key.append(type(leaf))
             key.append(leaf._metadata)
@@ -123,6 +130,7 @@ class Opened:
 
     def _look_into(self, obj: Any, key: list[Any]) -> None:
         """Sorts the fields of a plain object; its numbers are static."""
+        self.plain = self.plain or []
         self.plain.append(obj)
         fields = vars(obj)
         key.append((type(obj), tuple(fields)))
@@ -140,6 +148,7 @@ class Opened:
                 else:
                     key.append(static_key(leaf))
             if holds_array:
+                self.held = self.held or []
                 self.held.append(Holder(obj, name))
 
     def places(self) -> dict[int, tuple[int | str | None, Path]]:
@@ -187,11 +196,11 @@ class Plan:
         self.objects = [weakref.ref(obj) for obj in walk.objects]
         self.paths = list(walk.paths)
         variables = [x for x in walk.leaves if isinstance(x, Variable)]
-        plain = [v for v in variables if is_dynamic(v.raw_value)]
+        plain: list[Any] = [v for v in variables if is_dynamic(v.raw_value)]
         odd = [v for v in variables if not is_dynamic(v.raw_value)]
         self.odd = [weakref.ref(v) for v in odd]
         self.variables = [weakref.ref(v) for v in plain]
-        self.cells = [v._cell for v in plain]
+        self.cells: list[list[Any]] = [v._cell for v in plain]
         self.variable_ids = frozenset(map(id, variables))
         nodes = [x for x in walk.objects if isinstance(x, Pytree)]
         self.held = [
@@ -206,6 +215,7 @@ class Plan:
             if len(walk.objects) > before + len(self.own):
                 self.own.append(index)
         self.packing = self._pack(opened) if self._is_odd(opened) else None
+        self.is_simple = not self.held and self.packing is None
         self.structure = (
             opened.structure(),
             tuple(r.key if isinstance(r, Static) else r for r in walk.records),
@@ -243,17 +253,18 @@ class Plan:
 
     def gather(self, opened: Opened) -> list[Any] | None:
         """All arrays that go in, in order; None if the plan no longer fits."""
-        inside = bool(frames.everywhere) and frames.current() is not None
         try:
-            if inside:
+            if everywhere and frames.current() is not None:
                 values = [ref().raw_value for ref in self.variables]
             else:
                 values = [cell[0] for cell in self.cells]
         except IndexError:  # a Variable has left its cell
             return None
-        if self.held:
-            for ref, key in self.held:
-                values += Holder(ref(), key).arrays()
+        if self.is_simple and not opened.loose and not opened.held:
+            values += opened.dynamic
+            return values
+        for ref, key in self.held:
+            values += Holder(ref(), key).arrays()
         for holder in opened.held:
             values += holder.arrays()
         if self.packing is not None:
@@ -288,7 +299,7 @@ class Plan:
             return [next(rest) for _ in range(count)]
 
         visit.show([ref() for ref in self.variables], take(len(self.variables)))
-        holders = [Holder(ref(), key) for ref, key in self.held] + opened.held
+        holders = [*(Holder(ref(), key) for ref, key in self.held), *opened.held]
         visit.show_arrays(holders, take(sum(len(h.arrays()) for h in holders)))
         loose = [opened.loose[i] for i in self.own]
         if self.packing is not None:
@@ -396,7 +407,7 @@ class Plans:
             plans.pop(key, None)
             watchers.pop(key, None)
 
-        roots = opened.nodes + opened.loose if plan.is_aliased else opened.nodes
+        roots = [*opened.nodes, *opened.loose] if plan.is_aliased else opened.nodes
         watchers[key] = [weakref.ref(root, forget) for root in roots]
         plans[key] = plan
 

@@ -1,0 +1,145 @@
+"""Convolution, over any number of spatial axes, with the channels last."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from ..core.kinds import Param
+from ..core.metadata import NO_METADATA
+from ..core.module import Module
+from ..core.rngs import Rngs
+from ..functional import initializers
+from ..functional.convolution import conv
+from ..functional.dtypes import PromoteDtype, promote_dtype
+from ..functional.kernels import Pads, Sizes, frozen
+from .shell import apply, optional, parameter
+
+
+class Conv(Module):
+    """A convolution; the length of `kernel_size` says over how many spatial axes.
+
+    Arguments not described here: see `nnxlite.layers`.
+
+    Args:
+        in_features: number of channels of the inputs.
+        out_features: number of channels of the outputs.
+        kernel_size: size of the window along each spatial axis; an int is one axis.
+        strides: step of the window, for each spatial axis or all; None is 1, here and
+            for the dilations.
+        padding: 'SAME' (keeps the spatial size at stride 1), 'VALID', 'CIRCULAR',
+            'REFLECT', 'CAUSAL' (one spatial axis), an int, or an int or (low, high)
+            for each spatial axis; see `functional.conv`.
+        input_dilation: spacing of the inputs; 2 or more is a transposed convolution.
+        kernel_dilation: spacing of the inputs in a window.
+        feature_group_count: number of groups of channels that do not mix; divides
+            in_features and out_features.
+        use_bias: False leaves the attribute `bias` None.
+        mask: an array that multiplies the kernel, whose shape it has; or None.
+        conv_general_dilated: used in place of `jax.lax.conv_general_dilated`.
+
+    Attributes:
+        kernel: Param `(*kernel_size, in_features // feature_group_count,
+            out_features)`, by default `lecun_normal()`.
+        bias: Param `(out_features,)`, or None.
+
+    Raises:
+        ValueError: if feature_group_count does not divide in_features.
+
+    Example:
+        >>> import jax.numpy as jnp, nnxlite as nnx
+        >>> layer = nnx.Conv(3, 8, (5, 5), strides=2, rngs=nnx.Rngs(0))
+        >>> images = jnp.ones((10, 32, 32, 3))
+        >>> layer(images).shape, layer(images[0]).shape
+        ((10, 16, 16, 8), (16, 16, 8))
+    """
+
+    kernel: Param[Array]
+    bias: Param[Array] | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int | Sequence[int],
+        strides: Sizes = 1,
+        *,
+        padding: Pads = "SAME",
+        input_dilation: Sizes = 1,
+        kernel_dilation: Sizes = 1,
+        feature_group_count: int = 1,
+        use_bias: bool = True,
+        mask: Array | None = None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: lax.PrecisionLike = None,
+        kernel_init: Callable[..., Any] = initializers.lecun_normal(),
+        bias_init: Callable[..., Any] = initializers.zeros,
+        conv_general_dilated: Callable[..., Array] = lax.conv_general_dilated,
+        promote_dtype: PromoteDtype = promote_dtype,
+        preferred_element_type: DTypeLike | None = None,
+        rngs: Rngs,
+        kernel_metadata: Mapping[str, Any] = NO_METADATA,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+    ):
+        window = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
+        if in_features % feature_group_count:
+            raise ValueError(
+                f"Conv: feature_group_count={feature_group_count} does not divide "
+                f"in_features={in_features}. Give each group as many channels."
+            )
+        shape = (*window, in_features // feature_group_count, out_features)
+        self.kernel_shape = shape
+        self.kernel = parameter(kernel_init, rngs, shape, param_dtype, kernel_metadata)
+        shape = (out_features,)
+        self.bias = optional(
+            use_bias, bias_init, rngs, shape, param_dtype, bias_metadata
+        )
+        self.in_features = in_features
+        self.out_features = out_features
+        self.kernel_size = window
+        self.strides = frozen(strides)
+        self.padding = frozen(padding)
+        self.input_dilation = frozen(input_dilation)
+        self.kernel_dilation = frozen(kernel_dilation)
+        self.feature_group_count = feature_group_count
+        self.use_bias = use_bias
+        self.mask = mask
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.precision = precision
+        self.conv_general_dilated = conv_general_dilated
+        self.promote_dtype = promote_dtype
+        self.preferred_element_type = preferred_element_type
+
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+        """Convolves `(*batch, *spatial, in_features)`, with any number of batch axes.
+
+        Returns:
+            `(*batch, *windows, out_features)`.
+
+        Raises:
+            ValueError: if the inputs have another number of channels or too few axes,
+                or the mask has not the shape of the kernel.
+        """
+        return apply(
+            self,
+            conv,
+            inputs,
+            self.kernel,
+            self.bias,
+            self.mask,
+            strides=frozen(self.strides),
+            padding=frozen(self.padding),
+            input_dilation=frozen(self.input_dilation),
+            kernel_dilation=frozen(self.kernel_dilation),
+            feature_group_count=self.feature_group_count,
+            dtype=self.dtype,
+            precision=self.precision,
+            conv_general_dilated=self.conv_general_dilated,
+            promote_dtype=self.promote_dtype,
+            preferred_element_type=self.preferred_element_type,
+            out_sharding=out_sharding,
+        )

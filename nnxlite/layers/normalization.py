@@ -1,0 +1,257 @@
+"""Normalization: layers that give activations mean 0 and variance 1, then a new scale
+and bias.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from ..core.kinds import BatchStat, Param
+from ..core.metadata import NO_METADATA
+from ..core.module import Module
+from ..core.rngs import Rngs
+from ..functional import initializers
+from ..functional.dtypes import PromoteDtype, promote_dtype
+from ..functional.kernels import frozen
+from ..functional.normalization import batch_norm, batch_norm_inference, layer_norm
+from .shell import apply, mode, optional
+
+Groups = Sequence[Sequence[int]] | None
+
+
+class BatchNorm(Module):
+    """Normalizes each feature over the batch (https://arxiv.org/abs/1502.03167).
+
+    Training uses the statistics of the batch and moves the running ones towards them;
+    `model.eval()` makes it use the running ones.
+
+    Arguments not described here: see `nnxlite.layers`.
+
+    Args:
+        num_features: size of the axis of the features.
+        use_running_average: whether to use the running statistics, which then stay as
+            they are; None leaves it to each call.
+        axis: the axis of the features; statistics are taken over all others.
+        momentum: the part of the running statistics that one call keeps.
+        epsilon: added to the variance.
+        use_bias: False leaves the attribute `bias` None.
+        use_scale: False leaves the attribute `scale` None.
+        axis_name: of the devices or `vmap` lanes over which the batch is spread; see
+            `jax.lax.pmean`. None takes the statistics of each by itself.
+        axis_index_groups: the groups of them that share statistics.
+        use_fast_variance: E|x|^2 - |E x|^2, which reads `x` once, but cancels where the
+            mean is much larger than the deviation; else E|x - E x|^2.
+
+    Attributes:
+        mean: BatchStat `(num_features,)`, float32, at first 0.
+        var: BatchStat `(num_features,)`, float32, at first 1; the biased variance.
+        scale: Param `(num_features,)`, or None.
+        bias: Param `(num_features,)`, or None.
+
+    Example:
+        >>> import jax.numpy as jnp, nnxlite as nnx
+        >>> layer = nnx.BatchNorm(1, momentum=0.5, rngs=nnx.Rngs(0))
+        >>> layer(jnp.array([[1.0], [3.0]]))[:, 0].round(3), layer.mean.value
+        (Array([-1.,  1.], dtype=float32), Array([1.], dtype=float32))
+        >>> layer.eval()
+        >>> layer(jnp.array([[1.0], [3.0]]))[:, 0].round(3)
+        Array([0., 2.], dtype=float32)
+    """
+
+    mean: BatchStat[Array]
+    var: BatchStat[Array]
+    scale: Param[Array] | None
+    bias: Param[Array] | None
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        use_running_average: bool | None = False,
+        axis: int = -1,
+        momentum: float = 0.99,
+        epsilon: float = 1e-5,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Callable[..., Any] = initializers.zeros,
+        scale_init: Callable[..., Any] = initializers.ones,
+        axis_name: str | None = None,
+        axis_index_groups: Groups = None,
+        use_fast_variance: bool = True,
+        promote_dtype: PromoteDtype = promote_dtype,
+        rngs: Rngs,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        scale_metadata: Mapping[str, Any] = NO_METADATA,
+    ):
+        shape = (num_features,)
+        self.mean = BatchStat(jnp.zeros(shape, jnp.float32))
+        self.var = BatchStat(jnp.ones(shape, jnp.float32))
+        self.scale = optional(
+            use_scale, scale_init, rngs, shape, param_dtype, scale_metadata
+        )
+        self.bias = optional(
+            use_bias, bias_init, rngs, shape, param_dtype, bias_metadata
+        )
+        self.num_features = num_features
+        self.use_running_average = use_running_average
+        self.axis = axis
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.axis_name = axis_name
+        self.axis_index_groups = frozen(axis_index_groups)
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+
+    def __call__(
+        self,
+        x: Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: Array | None = None,
+    ) -> Array:
+        """Normalizes `x`, of any shape with `num_features` along `axis`.
+
+        Args:
+            x: the activations.
+            use_running_average: in place of the attribute, if not None.
+            mask: False where an entry of `x` shall not count, broadcasts to `x`.
+
+        Raises:
+            ValueError: if `x` has another number of features, or if
+                `use_running_average` is None here and in the layer.
+        """
+        options: dict[str, Any] = {
+            "axis": self.axis,
+            "epsilon": self.epsilon,
+            "dtype": self.dtype,
+            "promote_dtype": self.promote_dtype,
+        }
+        arrays = x, self.mean, self.var, self.scale, self.bias
+        if mode(self, "use_running_average", use_running_average):
+            return apply(self, batch_norm_inference, *arrays, **options)
+        y, self.mean.value, self.var.value = apply(
+            self,
+            batch_norm,
+            *arrays,
+            mask,
+            momentum=self.momentum,
+            axis_name=self.axis_name,
+            axis_index_groups=frozen(self.axis_index_groups),
+            use_fast_variance=self.use_fast_variance,
+            **options,
+        )
+        return y
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """`use_running_average`: whether to use the running statistics."""
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+
+class LayerNorm(Module):
+    """Normalizes the features of each example (https://arxiv.org/abs/1607.06450).
+
+    Arguments not described here: see `nnxlite.layers`.
+
+    Args:
+        num_features: number of features: product of the sizes of `feature_axes`.
+        epsilon: added to the variance.
+        use_bias: False leaves the attribute `bias` None.
+        use_scale: False leaves the attribute `scale` None.
+        reduction_axes: the axes over which mean and variance are taken.
+        feature_axes: the axes along which scale and bias differ.
+        axis_name: of the devices or `vmap` lanes over which `reduction_axes` are
+            spread; see `jax.lax.pmean`.
+        axis_index_groups: the groups of them that share statistics.
+        use_fast_variance: see `BatchNorm`.
+
+    Attributes:
+        scale: Param `(num_features,)`, or None.
+        bias: Param `(num_features,)`, or None.
+
+    Example:
+        >>> import jax.numpy as jnp, nnxlite as nnx
+        >>> layer = nnx.LayerNorm(3, rngs=nnx.Rngs(0))
+        >>> layer(jnp.array([[1.0, 2.0, 3.0]])).round(3)
+        Array([[-1.225,  0.   ,  1.225]], dtype=float32)
+    """
+
+    scale: Param[Array] | None
+    bias: Param[Array] | None
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        epsilon: float = 1e-6,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Callable[..., Any] = initializers.zeros,
+        scale_init: Callable[..., Any] = initializers.ones,
+        reduction_axes: int | Sequence[int] = -1,
+        feature_axes: int | Sequence[int] = -1,
+        axis_name: str | None = None,
+        axis_index_groups: Groups = None,
+        use_fast_variance: bool = True,
+        promote_dtype: PromoteDtype = promote_dtype,
+        rngs: Rngs,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        scale_metadata: Mapping[str, Any] = NO_METADATA,
+    ):
+        shape = (num_features,)
+        self.scale = optional(
+            use_scale, scale_init, rngs, shape, param_dtype, scale_metadata
+        )
+        self.bias = optional(
+            use_bias, bias_init, rngs, shape, param_dtype, bias_metadata
+        )
+        self.num_features = num_features
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.reduction_axes = frozen(reduction_axes)
+        self.feature_axes = frozen(feature_axes)
+        self.axis_name = axis_name
+        self.axis_index_groups = frozen(axis_index_groups)
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        """Normalizes `x`, by default of shape `(..., num_features)`.
+
+        Args:
+            x: the activations.
+            mask: False where an entry of `x` shall not count, broadcasts to `x`.
+
+        Raises:
+            ValueError: if `x` lacks an axis or has another number of features.
+        """
+        return apply(
+            self,
+            layer_norm,
+            x,
+            self.scale,
+            self.bias,
+            mask,
+            epsilon=self.epsilon,
+            dtype=self.dtype,
+            promote_dtype=self.promote_dtype,
+            reduction_axes=frozen(self.reduction_axes),
+            feature_axes=frozen(self.feature_axes),
+            axis_name=self.axis_name,
+            axis_index_groups=frozen(self.axis_index_groups),
+            use_fast_variance=self.use_fast_variance,
+        )

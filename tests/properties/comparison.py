@@ -1,0 +1,142 @@
+"""Comparing two object graphs: one and the same, up to which objects they consist of.
+
+A *correspondence* pairs the objects (Modules, Lists, Dicts, Variables) of a left and a
+right graph that stand for each other. Objects that were there before are paired at the
+start; so if one of them is anywhere on the left, its very partner must be there on the
+right, and where the left has a new object the right must have one, always the same.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+import nnxlite as nnx
+
+from .programs import is_array, items_of
+
+OBJECTS = (nnx.Variable, nnx.Pytree)
+
+
+class Difference(AssertionError):
+    """Where and how two graphs differ."""
+
+
+class Correspondence:
+    """Pairs of objects that stand for each other; keeps them alive."""
+
+    def __init__(self, left: Sequence[Any], right: Sequence[Any]):
+        self.left: list[Any] = []
+        self.right: list[Any] = []
+        self._paths: list[str] = []
+        self._numbers: tuple[dict[int, int], dict[int, int]] = ({}, {})
+        if len(left) != len(right):
+            raise Difference(f"{len(left)} objects, but {len(right)} on the right")
+        for number, pair in enumerate(zip(left, right, strict=True)):
+            self._pair(*pair, f"#{number}:{type(pair[0]).__name__}")
+
+    def check(self, left: Any, right: Any) -> None:
+        """Compares two results, and all objects known so far or met on the way.
+
+        Raises:
+          Difference: naming the place.
+        """
+        self._compare(left, right, "result", is_lenient=True)
+        number = 0
+        while number < len(self.left):  # grows
+            self._compare_contents(number)
+            number += 1
+
+    def _pair(self, left: Any, right: Any, path: str) -> None:
+        numbers = self._numbers[0].get(id(left)), self._numbers[1].get(id(right))
+        if numbers[0] != numbers[1]:
+            names = [
+                "a new object" if n is None else f"the object {self._paths[n]}"
+                for n in numbers
+            ]
+            raise Difference(f"{path} is {names[0]} on the left, {names[1]} right")
+        if numbers[0] is None:
+            self._numbers[0][id(left)] = self._numbers[1][id(right)] = len(self.left)
+            self.left.append(left)
+            self.right.append(right)
+            self._paths.append(path)
+
+    def _compare_contents(self, number: int) -> None:
+        left, right = self.left[number], self.right[number]
+        path = self._paths[number]
+        _same(type(left), type(right), f"class of {path}")
+        if isinstance(left, nnx.Variable):
+            _same(left.get_metadata(), right.get_metadata(), f"metadata of {path}")
+            self._compare(left.raw_value, right.raw_value, path, is_lenient=True)
+        else:
+            a, b = items_of(left), items_of(right)
+            _same([k for k, _ in a], [k for k, _ in b], f"keys of {path}")
+            for (key, x), (_, y) in zip(a, b, strict=True):
+                self._compare(x, y, f"{path}.{key}", is_lenient=False)
+
+    def _compare(self, left: Any, right: Any, path: str, is_lenient: bool) -> None:
+        """Lenient: a Python number may stand for an array."""
+        if isinstance(left, OBJECTS) and isinstance(right, OBJECTS):
+            self._pair(left, right, path)
+        elif isinstance(left, jax.core.Tracer) or isinstance(right, jax.core.Tracer):
+            raise Difference(f"{path} holds a tracer: {left!r}, {right!r}")
+        elif is_array(left) and is_array(right) or is_lenient and _is_number(left):
+            _compare_arrays(left, right, path)
+        else:
+            _same(type(left), type(right), f"type of {path}")
+            if isinstance(left, dict):
+                _same(left.keys(), right.keys(), f"keys of {path}")
+                for key in left:
+                    here = f"{path}[{key!r}]"
+                    self._compare(left[key], right[key], here, is_lenient)
+            elif isinstance(left, (list, tuple)):
+                _same(len(left), len(right), f"length of {path}")
+                for n, (x, y) in enumerate(zip(left, right, strict=True)):
+                    self._compare(x, y, f"{path}[{n}]", is_lenient)
+            else:
+                _same(left, right, path)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _same(left: Any, right: Any, path: str) -> None:
+    if left != right:
+        raise Difference(f"{path}: {left!r} on the left, {right!r} on the right")
+
+
+def _compare_arrays(left: Any, right: Any, path: str) -> None:
+    if not is_array(right) and not _is_number(right):
+        raise Difference(f"{path}: {left!r} on the left, {right!r} on the right")
+    _same(np.shape(left), np.shape(right), f"shape of {path}")
+    if is_array(left) and is_array(right):
+        _same(left.dtype, right.dtype, f"dtype of {path}")
+    if not np.array_equal(np.asarray(left), np.asarray(right)):
+        raise Difference(f"{path}: {left!r} on the left, {right!r} on the right")
+
+
+class Snapshot:
+    """What some objects were like, down to the identity of each part."""
+
+    def __init__(self, objects: Iterable[Any]):
+        self._before = [(obj, _parts(obj)) for obj in objects]
+
+    def check(self) -> None:
+        """Raises Difference if an object is not exactly as it was."""
+        for number, (obj, before) in enumerate(self._before):
+            now = _parts(obj)
+            path = f"#{number}:{type(obj).__name__}"
+            _same(list(before), list(now), f"keys of {path} before and now")
+            for key in before:
+                if before[key] is not now[key]:
+                    raise Difference(
+                        f"{path}.{key} was {before[key]!r} before, now {now[key]!r}"
+                    )
+
+
+def _parts(obj: Any) -> dict[Any, Any]:
+    if isinstance(obj, nnx.Variable):
+        return {"value": obj.raw_value, **obj.get_metadata()}
+    return dict(items_of(obj))
