@@ -333,7 +333,7 @@ def reseed(
             )
     for path, stream in found:
         shape: tuple[int, ...] = stream.key.shape
-        key: jax.Array = sources[stream.tag]()
+        key: Any = sources[stream.tag]()
         if callable(policy):
             key = policy((*path, "key"), key, shape)
         elif shape:

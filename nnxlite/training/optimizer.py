@@ -295,7 +295,7 @@ def _as_variables(state: Any, parameters: Mapping[Path, Variable[Any]]) -> Any:
         path = tuple(key_of(key) for key in keys)
         for start in range(len(path) + 1):
             owner = parameters.get(path[start:])
-            if owner is not None and jnp.shape(owner.raw_value) == value.shape:
+            if owner is not None and _is_like(value, owner.raw_value):
                 metadata = dict(owner._metadata)
                 if "optimizer_sharding" in metadata:
                     metadata["out_sharding"] = metadata.pop("optimizer_sharding")
@@ -303,6 +303,12 @@ def _as_variables(state: Any, parameters: Mapping[Path, Variable[Any]]) -> Any:
         return OptArray(value)
 
     return jax.tree_util.tree_map_with_path(wrap, state, is_leaf=_is_variable)
+
+
+def _is_like(state: Any, parameter: Any) -> bool:
+    """True for a moment, say, and False for a counter of a scalar parameter."""
+    is_float = jnp.issubdtype(state.dtype, jnp.inexact)
+    return is_float and jnp.shape(parameter) == state.shape
 
 
 def _is_variable(value: Any) -> bool:

@@ -14,7 +14,7 @@ other objects of the same structure, and refers to them by number.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -69,12 +69,19 @@ jax.tree_util.register_dataclass(Departure, ["values", "result"], ["record"])
 
 
 class Packing:
-    """How a list of arbitrary values became a list of arrays: what is static in it."""
+    """How a list of arbitrary values became a list of arrays: what is static in it.
 
-    def __init__(self, values: list[Any]):
+    Args:
+      values: any values.
+      crosses: which of their leaves are arrays here.
+    """
+
+    def __init__(
+        self, values: list[Any], crosses: Callable[[Any], bool] = is_dynamic
+    ):
         leaves, self.treedef = flatten(values)
-        self.statics = [None if is_dynamic(x) else Static(x) for x in leaves]
-        self.arrays = [x for x in leaves if is_dynamic(x)]
+        self.statics = [None if crosses(x) else Static(x) for x in leaves]
+        self.arrays = [x for x in leaves if crosses(x)]
 
     def unpacked(self, arrays: Iterable[Any]) -> list[Any]:
         """The values again, with other arrays."""
@@ -210,9 +217,9 @@ class Visit:
         record = Record([self._name(v) for v in written], metadata)
         fields = self._changed_fields()
         leaves, _ = flatten(result)
-        if not changed and not fields and all(map(is_dynamic, leaves)):
-            if all(map(is_dynamic, values)):
-                return Departure(values, result, record)
+        # On the way out a plain number is static: it was known while tracing.
+        if not changed and not fields and all(map(is_array, leaves + values)):
+            return Departure(values, result, record)
         walk = Taking(self.known or (), self._is_outside)
         walk.take(result)
         for node in changed:
@@ -223,7 +230,7 @@ class Visit:
         record.plain = [(n, tuple(new), gone) for n, new, gone in fields]
         record.walk = tuple(walk.records)
         leaves = [x.raw_value if isinstance(x, Variable) else x for x in walk.leaves]
-        record.packing = Packing([values, leaves])
+        record.packing = Packing([values, leaves], is_array)
         return Departure([], record.packing.arrays, record)
 
     def _name(self, obj: Any) -> Any:

@@ -199,7 +199,7 @@ class Plan:
         plain: list[Any] = [v for v in variables if is_dynamic(v.raw_value)]
         odd = [v for v in variables if not is_dynamic(v.raw_value)]
         self.odd = [weakref.ref(v) for v in odd]
-        self.variables = [weakref.ref(v) for v in plain]
+        self.variables: list[Any] = [weakref.ref(v) for v in plain]
         self.cells: list[list[Any]] = [v._cell for v in plain]
         self.variable_ids = frozenset(map(id, variables))
         nodes = [x for x in walk.objects if isinstance(x, Pytree)]

@@ -116,7 +116,7 @@ def _nesting(instructions: Strategy) -> Strategy:
 
 
 def _body(instructions: Strategy, raises: bool) -> Strategy:
-    block = st.lists(_nesting(instructions), min_size=1, max_size=8).map(tuple)
+    block = st.lists(_nesting(instructions), min_size=1, max_size=10).map(tuple)
     if not raises:
         return block
     return st.tuples(block, st.one_of(*RAISING), block).map(
@@ -137,7 +137,10 @@ objects = st.lists(
     ),
     max_size=4,
 ).map(lambda rest: (("module", "Node", ()), *rest))
-edges = st.lists(st.one_of(*CHANGING[:3]), max_size=8).map(tuple)
+holders = _containers(plain | _containers(plain))
+edges = st.lists(
+    st.one_of(case("set", numbers, names, values | holders), *CHANGING[:3]), max_size=8
+).map(tuple)
 
 
 @st.composite

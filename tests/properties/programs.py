@@ -199,9 +199,9 @@ class Machine:
 
     def write_all(self, number: int, content: Any) -> None:
         variable = picked(self.objects(nnx.Variable), number)
-        if variable is not None and is_array(variable.value):
+        if variable is not None and _is_dynamic(variable.value):
             value = self.new(content)
-            if _is_dynamic(value) and np.shape(value) in ((), variable.shape):
+            if _is_dynamic(value) and np.shape(value) in ((), np.shape(variable.value)):
                 variable[...] = value
 
     def write_one(self, number: int, index: int) -> None:
