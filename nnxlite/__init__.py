@@ -121,6 +121,9 @@ from .layers.linear import Linear as Linear
 from .layers.normalization import BatchNorm as BatchNorm
 from .layers.normalization import LayerNorm as LayerNorm
 from .layers.sequential import Sequential as Sequential
+from .training import metrics as metrics
+from .training.metrics import Metric as Metric
+from .training.metrics import MultiMetric as MultiMetric
 from .training.optimizer import ModelAndOptimizer as ModelAndOptimizer
 from .training.optimizer import OptArray as OptArray
 from .training.optimizer import Optimizer as Optimizer

@@ -338,6 +338,8 @@ def _brief(value: Any) -> str:
 
 def _updated(old: Any, index: Any, new: Any) -> Any:
     """`old` with `new` at `index`; the whole keeps its shape and dtype."""
+    if is_dynamic(old) and not is_array(old):
+        old = jnp.asarray(old)  # a number is an array in every transform, so here too
     if index is not ... and not is_array(old):
         old = jax.tree.map(lambda leaf: leaf, old)
         old[index] = new

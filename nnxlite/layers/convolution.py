@@ -32,7 +32,8 @@ class Conv(Module):
         padding: 'SAME' (keeps the spatial size at stride 1), 'VALID', 'CIRCULAR',
             'REFLECT', 'CAUSAL' (one spatial axis), an int, or an int or (low, high)
             for each spatial axis; see `functional.conv`.
-        input_dilation: spacing of the inputs; 2 or more is a transposed convolution.
+        input_dilation: spacing of the inputs; 2 or more is a transposed convolution,
+            for which `padding` must be numbers.
         kernel_dilation: spacing of the inputs in a window.
         feature_group_count: number of groups of channels that do not mix; divides
             in_features and out_features.
