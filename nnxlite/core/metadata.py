@@ -25,8 +25,9 @@ class Metadata(Mapping[str, Any]):
     So equality is identity, which is what compiled calls compare.
     """
 
-    __slots__ = ("__weakref__", "_items")
+    __slots__ = ("__weakref__", "_items", "is_forwarded")
     _items: dict[str, Any]
+    is_forwarded: bool  # whether Variables have attributes of these names yet
     _all: "WeakValueDictionary[Any, Metadata]" = WeakValueDictionary()
 
     @classmethod
@@ -45,6 +46,7 @@ class Metadata(Mapping[str, Any]):
         if metadata is None:
             metadata = object.__new__(cls)
             metadata._items = items
+            metadata.is_forwarded = False
             metadata = cls._all.setdefault(key, metadata)
         return metadata
 

@@ -360,15 +360,12 @@ def _averaged(total: Any, count: Any, values: Any, mask: Any) -> tuple[Any, Any]
 def _judged(
     total: Any, count: Any, logits: Any, labels: Any, mask: Any, threshold: Any
 ) -> tuple[Any, Any]:
-    of_classes, logits, labels = (
-        threshold is None,
-        jnp.asarray(logits),
-        jnp.asarray(labels),
-    )
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     if labels.dtype not in (jnp.int32, jnp.int64):
         raise ValueError(
             f"labels must be int32, not {_shown(labels)}: labels.astype(jnp.int32)"
         )
+    of_classes = threshold is None
     if labels.shape != (logits.shape[:-1] if of_classes else logits.shape):
         raise ValueError(
             f"labels {_shown(labels)} do not fit logits {_shown(logits)}: without a "
@@ -388,8 +385,11 @@ def _merged(count: Any, mean: Any, m2: Any, values: Any, mask: Any) -> tuple[Any
     here = (values * weights).sum() / jnp.where(n > 0, n, 1)
     delta = here - mean
     spread = (weights * (values - here) ** 2).sum() + delta**2 * count * share
-    spread = spread.astype(m2.dtype)
-    return all_n, (mean + delta * share).astype(mean.dtype), m2 + spread
+    return (
+        all_n,
+        (mean + delta * share).astype(mean.dtype),
+        (m2 + spread).astype(m2.dtype),
+    )
 
 
 @_kernel
