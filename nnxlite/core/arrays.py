@@ -9,7 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
+_SMALL = 20  # elements of an array that is still shown by its values
 NUMBER_TYPES = frozenset({int, float, complex, bool})
 _ARRAY_CLASSES = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 _is_array_type: dict[type, bool] = {}
@@ -31,3 +33,10 @@ def is_dynamic(value: Any) -> bool:
     return (
         is_array(value) or type(value) in NUMBER_TYPES or isinstance(value, np.generic)
     )
+
+
+def array_repr(array: Any) -> str:
+    """A small array with its values, any other by dtype and shape."""
+    if isinstance(array, Tracer) or array.size > _SMALL:
+        return f"{array.dtype}{list(array.shape)}"
+    return repr(array)

@@ -55,6 +55,7 @@ class List(list[T], Module):
             self.extend(it)
 
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
+    __repr__ = Module.__repr__
     clear = _changing(list, "clear")
     pop = _changing(list, "pop")
     remove = _changing(list, "remove")
@@ -126,6 +127,7 @@ class Dict(dict[str, T], Module):
         self.update(*args, **kwargs)
 
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
+    __repr__ = Module.__repr__
     clear = _changing(dict, "clear")
     pop = _changing(dict, "pop")
     popitem = _changing(dict, "popitem")

@@ -23,6 +23,7 @@ from .arrays import is_array, is_dynamic
 from .filters import Filter, to_predicate
 from .frames import Stamp
 from .paths import Key, Path, format_path, sorted_keys
+from .reprs import node_repr
 from .statics import Static
 from .variable import MISSING, Variable
 
@@ -96,8 +97,10 @@ class Pytree:
             marks = {**marks, name: value.mark}
             value = value.value
         elif field_mark is not None:
+            if field_mark == _STATIC:
+                _check_static(value, f"the field {type(self).__name__}.{name}")
             marks = {**marks, name: field_mark}
-        elif is_data(value) and marks.get(name) == _STATIC:
+        elif marks.get(name) == _STATIC and _data_in(value):
             marks = {k: v for k, v in marks.items() if k != name}
         value = adopted(value)
         if isinstance(old, Variable) and is_dynamic(value):
@@ -158,6 +161,9 @@ class Pytree:
         self._nnx_set_form(form)
         if self._nnx_stamp is not stamp:
             self._nnx_changed()
+
+    def __repr__(self) -> str:
+        return node_repr(self)
 
     def __getstate__(self) -> Any:
         return (dict(self._nnx_items()), self._nnx_form())
@@ -313,12 +319,28 @@ def static(value: Any = MISSING, /, **kwargs: Any) -> Any:
       >>> len(nnx.state(Sizes()))
       0
     """
-    if value is not MISSING and (found := has_data(value)):
+    if value is not MISSING:
+        _check_static(value, "nnx.static")
+    return _marked(_STATIC, value, kwargs)
+
+
+def _data_in(value: Any) -> list[Any]:
+    """Like `has_data`, but looks into Lists and Dicts."""
+    found: list[Any] = []
+    for leaf in has_data(value):
+        is_container = isinstance(leaf, Pytree) and isinstance(leaf, (list, dict))
+        items = leaf._nnx_items().values() if is_container else ()
+        found += [x for item in items for x in _data_in(item)]
+        found += [] if is_container else [leaf]
+    return found
+
+
+def _check_static(value: Any, what: str) -> None:
+    if found := _data_in(value):
         raise ValueError(
-            f"nnx.static was given data, a {type(found[0]).__name__}: it would become "
+            f"{what} was given data, a {type(found[0]).__name__}: it would become "
             "a constant of compiled programs; assign it without nnx.static"
         )
-    return _marked(_STATIC, value, kwargs)
 
 
 def _marked(mark: str, value: Any, field: dict[str, Any]) -> Any:
@@ -334,8 +356,8 @@ def _marked(mark: str, value: Any, field: dict[str, Any]) -> Any:
 def dataclass(cls: Any = None, /, **options: Any) -> Any:
     """`dataclasses.dataclass` for nodes: fields may be `nnx.data` or `nnx.static`.
 
-    Takes the options of `dataclasses.dataclass`; the instance keeps its identity
-    hash and nnxlite's repr.
+    Takes the options of `dataclasses.dataclass`; but instances compare and hash by
+    identity, like all nodes, unless `eq=True` is asked for, and keep nnxlite's repr.
 
     Example:
       >>> import jax.numpy as jnp, nnxlite as nnx
@@ -348,9 +370,9 @@ def dataclass(cls: Any = None, /, **options: Any) -> Any:
     """
     if cls is None:
         return lambda cls: dataclass(cls, **options)
-    identity_hash, eq = cls.__hash__, options.get("eq", True)
-    cls = dataclasses.dataclass(cls, **{"repr": False, **options})
-    if eq and not options.get("unsafe_hash"):
+    identity_hash = cls.__hash__
+    cls = dataclasses.dataclass(cls, **{"repr": False, "eq": False, **options})
+    if options.get("eq") and not options.get("unsafe_hash"):
         cls.__hash__ = identity_hash
     cls._nnx_fields = {
         f.name: f.metadata["nnx"]
@@ -513,7 +535,7 @@ def check_pytree(pytree: Any) -> None:
     """
     for path, node in iter_nodes(pytree):
         for name, mark in node._nnx_marks.items():
-            if mark == _STATIC and (found := has_data(getattr(node, name, None))):
+            if mark == _STATIC and (found := _data_in(getattr(node, name, None))):
                 raise ValueError(
                     f"{format_path((*path, name))} is marked static but contains "
                     f"data, a {type(found[0]).__name__}: assign it without nnx.static"

@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from . import frames
-from .arrays import is_array, is_dynamic
+from .arrays import array_repr, is_array, is_dynamic
 from .frames import everywhere
 from .metadata import NO_METADATA, Metadata, VariableMetadata, placed
 from .operators import ArrayOperators, value_of
@@ -291,7 +290,8 @@ class Variable(ArrayOperators, Generic[A]):
         return (_revived, (type(self), self.raw_value, dict(self._metadata)))
 
     def __repr__(self) -> str:
-        parts = [f"value={_brief(self.raw_value)}"]
+        value = self.raw_value
+        parts = [f"value={array_repr(value) if is_array(value) else repr(value)}"]
         parts += [f"{name}={value!r}" for name, value in self._metadata.items()]
         return f"{type(self).__name__}({', '.join(parts)})"
 
@@ -373,12 +373,6 @@ def _revived(kind: type[Variable[Any]], value: Any, metadata: Any) -> Variable[A
 
 def _is_ref(value: Any) -> bool:
     return type(value).__name__ in ("Ref", "MutableArray") and hasattr(value, "_refs")
-
-
-def _brief(value: Any) -> str:
-    if is_array(value) and (value.size > 100 or isinstance(value, Tracer)):
-        return f"{value.dtype}{list(value.shape)}"
-    return repr(value)
 
 
 def _updated(old: Any, index: Any, new: Any) -> Any:

@@ -47,6 +47,7 @@ class Conv(Module):
         bias: Param `(out_features,)`, or None.
 
     Raises:
+        TypeError: if `rngs` is no Rngs.
         ValueError: if feature_group_count does not divide in_features.
 
     Example:

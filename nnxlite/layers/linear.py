@@ -32,6 +32,9 @@ class Linear(Module):
         kernel: Param `(in_features, out_features)`, by default `lecun_normal()`.
         bias: Param `(out_features,)`, or None.
 
+    Raises:
+        TypeError: if `rngs` is no Rngs.
+
     Example:
         >>> import jax.numpy as jnp, nnxlite as nnx
         >>> layer = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
@@ -110,6 +113,9 @@ class Embed(Module):
     Attributes:
         embedding: Param `(num_embeddings, features)`, by default normal with variance
             `1 / features`.
+
+    Raises:
+        TypeError: if `rngs` is no Rngs.
 
     Example:
         >>> import jax.numpy as jnp, nnxlite as nnx

@@ -51,6 +51,9 @@ class BatchNorm(Module):
         scale: Param `(num_features,)`, or None.
         bias: Param `(num_features,)`, or None.
 
+    Raises:
+        TypeError: if `rngs` is no Rngs.
+
     Example:
         >>> import jax.numpy as jnp, nnxlite as nnx
         >>> layer = nnx.BatchNorm(1, momentum=0.5, rngs=nnx.Rngs(0))
@@ -177,6 +180,9 @@ class LayerNorm(Module):
     Attributes:
         scale: Param `(num_features,)`, or None.
         bias: Param `(num_features,)`, or None.
+
+    Raises:
+        TypeError: if `rngs` is no Rngs.
 
     Example:
         >>> import jax.numpy as jnp, nnxlite as nnx

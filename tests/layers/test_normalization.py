@@ -105,9 +105,15 @@ def test_statistics_over_the_lanes_of_vmap():
     layer = nnx.BatchNorm(4, axis_name="lanes", rngs=nnx.Rngs(0))
     call = jax.vmap(lambda x: nnx.clone(layer)(x), axis_name="lanes")
     close(call(X.reshape(2, 4, 4)).reshape(8, 4), normalized(X, 0, 1e-5))
-    layer.axis_index_groups = [[0, 1], [2, 3]]
-    half = normalized(X[:4], 0, 1e-5)
-    close(call(X.reshape(4, 2, 4))[:2].reshape(4, 4), half)
+
+
+def test_groups_of_devices_may_be_lists():
+    options = {"axis_name": "devices", "axis_index_groups": [[0]]}
+    layer = nnx.BatchNorm(4, **options, rngs=nnx.Rngs(0))
+    call = jax.pmap(lambda x: nnx.clone(layer)(x), axis_name="devices")
+    close(call(X[None])[0], normalized(X, 0, 1e-5))
+    layer.axis_index_groups = [[0]]
+    close(call(X[None])[0], normalized(X, 0, 1e-5))
 
 
 def test_layernorm_over_the_lanes_of_vmap():
