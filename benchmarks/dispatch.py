@@ -9,7 +9,6 @@ changed arrays. A last table compares how long a training step takes to trace.
     python benchmarks/dispatch.py --help
 """
 
-import itertools
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -116,12 +115,14 @@ def nnxlite_calls(touch: Touch, depth: int, x) -> tuple[Calls, list]:
         return work(captured_model, captured_optimizer, x)
 
     class Elsewhere(nnx.Module):
-        mark = -1
+        mark = False
 
-    elsewhere, counter = Elsewhere(), itertools.count()
+    elsewhere, watch = Elsewhere(), nnx.jit(lambda module: None)
 
     def change_elsewhere():
-        elsewhere.mark = next(counter)
+        # A change of a module that no call has seen would be announced to nobody.
+        watch(elsewhere)
+        elsewhere.mark = not elsewhere.mark
 
     _, state = nnx.split(build(nnx, depth))
     through_jax = jax.jit(touch.tree)

@@ -129,8 +129,10 @@ def to_plain(value: Any) -> Any:
 
 
 def _misfit(old: Any, new: Any) -> str | None:
-    if not is_array(old) or not is_dynamic(new):
+    if not is_array(old):
         return None
+    if not is_dynamic(new):
+        return f"wants {old.dtype}{list(old.shape)}, got a {type(new).__name__}"
     shape = np.shape(new) if not hasattr(new, "shape") else new.shape
     if shape == old.shape:
         return None

@@ -39,10 +39,12 @@ def name_of(obj: Any) -> str:
     """
     label = type(obj).__name__
     for holder in gc.get_referrers(obj):
-        if isinstance(holder, dict):
+        if hasattr(holder, "_nnx_stamp"):
+            owners = [holder]
+        elif isinstance(holder, dict):
             owners = [o for o in gc.get_referrers(holder) if _owns(o, holder)]
         else:
-            owners = [holder] if hasattr(holder, "_nnx_stamp") else []
+            owners = []
         for owner in owners:
             if isinstance(owner, types.ModuleType):
                 continue

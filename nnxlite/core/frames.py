@@ -156,8 +156,8 @@ def read(variable: Any) -> Any:
             raise hidden(variable, frame, "read")
         frame = frame.parent
     try:
-        return variable._cell[0]
-    except IndexError:
+        return variable._cell.value
+    except AttributeError:
         raise ended(variable) from None
 
 

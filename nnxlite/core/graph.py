@@ -616,5 +616,10 @@ def unflatten(
       3
     """
     if isinstance(state, (list, tuple)):
-        state = FlatState(zip(graphdef.paths, state, strict=True), sort=False)
+        if len(state) > graphdef.num_leaves:
+            raise ValueError(
+                f"{len(state)} leaves for a GraphDef that has {graphdef.num_leaves}: "
+                "pass the leaves that nnx.flatten gave with it"
+            )
+        state = FlatState(zip(graphdef.paths, state, strict=False), sort=False)
     return merge(graphdef, state, copy=copy_variables)

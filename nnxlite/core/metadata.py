@@ -7,6 +7,7 @@ that compiled calls compare it by identity. Some entries have a meaning for nnxl
 
 import contextlib
 import dataclasses
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -17,25 +18,31 @@ from jax.core import Tracer
 from .arrays import is_array
 
 F = TypeVar("F", bound=Callable[..., Any])
+NO_METADATA: Mapping[str, Any] = types.MappingProxyType({})
 
 
 class Metadata(Mapping[str, Any]):
-    """An immutable mapping of which there is one object for each content.
+    """An immutable mapping of which there is one object for each kind and content.
 
-    So equality is identity, which is what compiled calls compare.
+    So equality is identity, which is what compiled calls compare. The kind, a Variable
+    class, is part of it because JAX's C++ code compares the static fields of a pytree
+    node and forgets to compare its class.
     """
 
-    __slots__ = ("__weakref__", "_items", "is_forwarded")
+    __slots__ = ("__weakref__", "_items", "is_forwarded", "kind")
+    kind: type
     _items: dict[str, Any]
     is_forwarded: bool  # whether Variables have attributes of these names yet
     _all: "WeakValueDictionary[Any, Metadata]" = WeakValueDictionary()
 
     @classmethod
-    def of(cls, items: Mapping[str, Any]) -> "Metadata":
-        """The Metadata with this content; lists in it become tuples."""
+    def of(cls, kind: type, items: Mapping[str, Any]) -> "Metadata":
+        """The Metadata of a kind with this content; lists in it become tuples."""
+        if isinstance(items, Metadata) and items.kind is kind:
+            return items
         items = {name: _frozen(value) for name, value in items.items()}
         try:
-            key = frozenset((k, type(v), v) for k, v in items.items())
+            key = (kind, frozenset((k, type(v), v) for k, v in items.items()))
         except TypeError:
             bad = [k for k, v in items.items() if not _is_hashable(v)]
             raise TypeError(
@@ -45,6 +52,7 @@ class Metadata(Mapping[str, Any]):
         metadata = cls._all.get(key)
         if metadata is None:
             metadata = object.__new__(cls)
+            metadata.kind = kind
             metadata._items = items
             metadata.is_forwarded = False
             metadata = cls._all.setdefault(key, metadata)
@@ -66,7 +74,7 @@ class Metadata(Mapping[str, Any]):
         return repr(self._items)
 
     def __reduce__(self) -> Any:
-        return (Metadata.of, (self._items,))
+        return (Metadata.of, (self.kind, self._items))
 
 
 def _frozen(value: Any) -> Any:
@@ -79,9 +87,6 @@ def _is_hashable(value: Any) -> bool:
     except TypeError:
         return False
     return True
-
-
-NO_METADATA = Metadata.of({})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,6 +63,9 @@ class ArrayOperators:
     # objects never share this hash, so a dict or set never has to ask `==`.
     __hash__ = object.__hash__
 
+    # NumPy arrays on the left leave the operator to the reflected method here.
+    __array_priority__ = 101
+
     def __contains__(self, item: Any) -> bool:
         return value_of(item) in self.get_value()
 

@@ -5,7 +5,7 @@ keys, hashable values) and a *kind*, its class: `Param`, `BatchStat`, ... Writin
 value is cheap and no structural change. Metadata is immutable and shared between all
 Variables that have the same; changing it gives the Variable another one.
 
-The value lies in the Variable's *cell*, a list of one element. Compiled calls hold
+The value lies in the Variable's *cell*. Compiled calls hold
 cells, not Variables, so that a cached call keeps no model alive and reads and writes
 a value in nanoseconds. An empty cell says "look again": the Variable has moved to
 another cell (its metadata or the kind of its value has changed), or it never had a
@@ -25,11 +25,21 @@ import jax.numpy as jnp
 from . import frames
 from .arrays import array_repr, is_array, is_dynamic
 from .frames import everywhere
-from .metadata import NO_METADATA, Metadata, VariableMetadata, placed
+from .metadata import Metadata, VariableMetadata, placed
 from .operators import ArrayOperators, value_of
 
 A = TypeVar("A")
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
+
+
+class Cell:
+    """Where one value lies; without the attribute `value` it is empty."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any = MISSING):
+        if value is not MISSING:
+            self.value = value
 
 
 class Variable(ArrayOperators, Generic[A]):
@@ -57,6 +67,7 @@ class Variable(ArrayOperators, Generic[A]):
     """
 
     __slots__ = ("__weakref__", "_cell", "_home", "_metadata")
+    _no_metadata: Metadata
 
     def __init__(self, value: A | VariableMetadata, **metadata: Any):
         given = metadata.pop("_metadata", None)
@@ -72,13 +83,15 @@ class Variable(ArrayOperators, Generic[A]):
                 "pass its value, `ref[...]`"
             )
         if given is None:
-            given = Metadata.of(metadata) if metadata else NO_METADATA
+            kind = type(self)
+            given = Metadata.of(kind, metadata) if metadata else kind._no_metadata
             if "out_sharding" in given:
                 value = placed(value, given)
         _begin(self, value, given)
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
+        cls._no_metadata = Metadata.of(cls, {})
         cls.__hash__ = object.__hash__
         if cls.get_value is not Variable.get_value:
             cls.value = property(cls.get_value, cls.set_value)
@@ -87,12 +100,7 @@ class Variable(ArrayOperators, Generic[A]):
     @property
     def value(self) -> A:
         """The value, as `get_value` gives it."""
-        if everywhere:
-            return frames.read(self)
-        try:
-            return self._cell[0]
-        except IndexError:
-            raise frames.ended(self) from None
+        return frames.read(self) if everywhere else _current(self)
 
     @value.setter
     def value(self, value: Any) -> None:
@@ -120,26 +128,19 @@ class Variable(ArrayOperators, Generic[A]):
     @property
     def raw_value(self) -> Any:
         """What is stored: differs from `value` where a subclass overrides that."""
-        if everywhere:
-            return frames.read(self)
-        try:
-            return self._cell[0]
-        except IndexError:
-            raise frames.ended(self) from None
+        return frames.read(self) if everywhere else _current(self)
 
     @raw_value.setter
     def raw_value(self, value: Any) -> None:
         if frames.write(self, value):
             return
-        cell = self._cell
-        if not cell:
-            raise frames.ended(self)
-        if type(value) is not type(cell[0]) or not is_array(value):
+        old = _current(self)
+        if type(value) is not type(old) or not is_array(value):
             if type(value) not in _forwarded_types:
                 _forward_value(value)
-            if not (is_dynamic(value) and is_dynamic(cell[0])):
+            if not (is_dynamic(value) and is_dynamic(old)):
                 self._leave_cell()
-        self._cell[0] = value
+        self._cell.value = value
 
     def get_raw_value(self) -> Any:
         """Returns `raw_value`."""
@@ -151,16 +152,18 @@ class Variable(ArrayOperators, Generic[A]):
 
     def __getitem__(self, index: Any) -> Any:
         value = self.get_value()
-        return value if index is ... else value[index]
+        return value if index is ... else value[_plain(index)]
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self.set_value(_updated(self.get_value(), index, value_of(value)))
+        self.set_value(_updated(self.get_value(), _plain(index), value_of(value)))
 
     def _leave_cell(self) -> None:
         """Moves to a new cell, which tells every plan that holds the old one."""
         old = self._cell
-        _set_cell(self, list(old))
-        old.clear()
+        _set_cell(self, Cell())
+        if hasattr(old, "value"):
+            self._cell.value = old.value
+            del old.value
 
     if TYPE_CHECKING:  # metadata and attributes of the value: see `_Forwarded`
 
@@ -217,7 +220,7 @@ class Variable(ArrayOperators, Generic[A]):
         self._change_metadata(rest)
 
     def _change_metadata(self, items: Mapping[str, Any]) -> None:
-        metadata = Metadata.of(items)
+        metadata = Metadata.of(type(self), items)
         if metadata is not self._metadata:
             frames.before_change(self, self._home)
             self._nnx_restore(metadata)
@@ -238,7 +241,7 @@ class Variable(ArrayOperators, Generic[A]):
         Unlike the constructor it does not run a subclass's `__init__`.
         """
         variable = object.__new__(cls)
-        _begin(variable, value, Metadata.of(metadata))
+        _begin(variable, value, Metadata.of(cls, metadata))
         return variable
 
     def copy(self, value: Any = MISSING, **metadata: Any) -> Self:
@@ -296,6 +299,8 @@ class Variable(ArrayOperators, Generic[A]):
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
+Variable._no_metadata = Metadata.of(Variable, {})
+
 # Writing a slot through its descriptor skips `Variable.__setattr__`.
 _set_cell = Variable._cell.__set__
 _set_metadata = Variable._metadata.__set__
@@ -307,6 +312,13 @@ def _take_metadata(variable: Variable[Any], metadata: Metadata) -> None:
         _forward(metadata)
         metadata.is_forwarded = True
     _set_metadata(variable, metadata)
+
+
+def _current(variable: Variable[Any]) -> Any:
+    try:
+        return variable._cell.value
+    except AttributeError:
+        raise frames.ended(variable) from None
 
 
 class _Forwarded:
@@ -361,9 +373,9 @@ def _begin(variable: Variable[Any], value: Any, metadata: Metadata) -> None:
     _set_home(variable, frames.home_of_new(variable))
     frame = frames.current() if everywhere else None
     if frame is None:
-        _set_cell(variable, [value])
+        _set_cell(variable, Cell(value))
     else:
-        _set_cell(variable, [])
+        _set_cell(variable, Cell())
         frame.values[variable] = value
 
 
@@ -373,6 +385,13 @@ def _revived(kind: type[Variable[Any]], value: Any, metadata: Any) -> Variable[A
 
 def _is_ref(value: Any) -> bool:
     return type(value).__name__ in ("Ref", "MutableArray") and hasattr(value, "_refs")
+
+
+def _plain(index: Any) -> Any:
+    """An index with values in place of Variables."""
+    if isinstance(index, tuple):
+        return tuple(map(value_of, index))
+    return value_of(index)
 
 
 def _updated(old: Any, index: Any, new: Any) -> Any:
@@ -389,8 +408,9 @@ def _updated(old: Any, index: Any, new: Any) -> Any:
         return new
     if isinstance(new, jax.Array) and new.shape == old.shape and new.dtype == old.dtype:
         return new
+    dtype = jax.dtypes.canonicalize_dtype(old.dtype)
     try:
-        return jnp.broadcast_to(jnp.asarray(new, dtype=old.dtype), old.shape)
+        return jnp.broadcast_to(jnp.asarray(new, dtype=dtype), old.shape)
     except ValueError:
         raise ValueError(
             f"`v[...] = x` keeps the shape {old.shape}, but x has the shape "

@@ -122,7 +122,8 @@ class Dropout(Module):
         if not isinstance(rngs, Rngs):
             raise TypeError(
                 "Dropout: rngs must be an nnx.Rngs or nnx.RngStream, in a call also a "
-                f"key; got {rngs!r}. Pass nnx.Rngs({self.rng_collection}=seed)."
+                f"key; got {type(rngs).__name__}. Pass nnx.Rngs("
+                f"{self.rng_collection}=seed)."
             )
         if self.rng_collection in rngs or "default" in rngs:
             return rngs[self.rng_collection]

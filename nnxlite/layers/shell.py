@@ -43,7 +43,7 @@ def parameter(
     if not isinstance(rngs, Rngs):
         raise TypeError(
             f"rngs must be an nnx.Rngs, from which the parameters are drawn; got "
-            f"{rngs!r}. Pass nnx.Rngs(seed)."
+            f"{type(rngs).__name__}. Pass nnx.Rngs(seed)."
         )
     return Param(initializer(rngs.params(), shape, dtype), **metadata)
 

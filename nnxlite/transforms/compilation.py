@@ -299,7 +299,7 @@ class Jitted(Generic[P, R]):
                 not cells or get_opaque_trace_state() == NO_TRACE
             ):
                 for cell, value in zip(cells, departure.values, strict=True):
-                    cell[0] = value
+                    cell.value = value
                 return departure.result
         return apply(departure, plan.known(opened), opened.plain)
 

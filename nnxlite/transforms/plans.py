@@ -22,7 +22,7 @@ from ..core.graph import Taking
 from ..core.module import Pytree, key_of
 from ..core.paths import Path
 from ..core.statics import Static, static_key
-from ..core.variable import Variable
+from ..core.variable import Cell, Variable
 from .boundary import Holder, Packing, Record, holders_of
 from .leaves import (
     CONTAINER,
@@ -200,7 +200,7 @@ class Plan:
         odd = [v for v in variables if not is_dynamic(v.raw_value)]
         self.odd = [weakref.ref(v) for v in odd]
         self.variables: list[Any] = [weakref.ref(v) for v in plain]
-        self.cells: list[list[Any]] = [v._cell for v in plain]
+        self.cells: list[Cell] = [v._cell for v in plain]
         self.variable_ids = frozenset(map(id, variables))
         nodes = [x for x in walk.objects if isinstance(x, Pytree)]
         self.held = [
@@ -227,7 +227,7 @@ class Plan:
         self.epoch = frames.epoch[0]
         self.is_aliased = _is_aliased(opened.loose, self)
         self.program: Any = None
-        self.targets: dict[Record, list[list[Any]] | None] = {}
+        self.targets: dict[Record, list[Cell] | None] = {}
 
     def _is_odd(self, opened: Opened) -> bool:
         return bool(self.odd) or not all(
@@ -257,8 +257,8 @@ class Plan:
             if everywhere and frames.current() is not None:
                 values = [ref().raw_value for ref in self.variables]
             else:
-                values = [cell[0] for cell in self.cells]
-        except IndexError:  # a Variable has left its cell
+                values = [cell.value for cell in self.cells]
+        except AttributeError:  # a Variable has left its cell
             return None
         if self.is_simple and not opened.loose and not opened.held:
             values += opened.dynamic
@@ -338,11 +338,11 @@ class Plan:
                 inputs.append(Input(*places.get(id(leaf), nowhere), leaf))
         return inputs + [Input(*places[n], x) for n, x in enumerate(opened.dynamic)]
 
-    def cells_of(self, record: Record) -> list[list[Any]] | None:
+    def cells_of(self, record: Record) -> list[Cell] | None:
         """The cells that a record writes, if that is all that it does; kept."""
         if record in self.targets:
             return self.targets[record]
-        cells: list[list[Any]] | None = None
+        cells: list[Cell] | None = None
         if record.walk is None and not record.metadata:
             if all(number < len(self.objects) for number in record.written):
                 written = [self.objects[number]() for number in record.written]

@@ -4,6 +4,10 @@ A *correspondence* pairs the objects (Modules, Lists, Dicts, Variables) of a lef
 right graph that stand for each other. Objects that were there before are paired at the
 start; so if one of them is anywhere on the left, its very partner must be there on the
 right, and where the left has a new object the right must have one, always the same.
+
+Two liberties: a Python number and an array may stand for each other as a result and as
+the value of a Variable, since transforms see numbers as arrays there; and whether an
+array is JAX's or NumPy's, or has a weak type, does not matter.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,9 +18,7 @@ import numpy as np
 
 import nnxlite as nnx
 
-from .programs import is_array, items_of
-
-OBJECTS = (nnx.Variable, nnx.Pytree)
+from .programs import OBJECTS, is_array, is_key, items_of
 
 
 class Difference(AssertionError):
@@ -24,15 +26,18 @@ class Difference(AssertionError):
 
 
 class Correspondence:
-    """Pairs of objects that stand for each other; keeps them alive."""
+    """Pairs of objects that stand for each other; keeps them alive.
+
+    Attributes:
+      left, right: the paired objects.
+    """
 
     def __init__(self, left: Sequence[Any], right: Sequence[Any]):
         self.left: list[Any] = []
         self.right: list[Any] = []
         self._paths: list[str] = []
         self._numbers: tuple[dict[int, int], dict[int, int]] = ({}, {})
-        if len(left) != len(right):
-            raise Difference(f"{len(left)} objects, but {len(right)} on the right")
+        _same(len(left), len(right), "number of objects")
         for number, pair in enumerate(zip(left, right, strict=True)):
             self._pair(*pair, f"#{number}:{type(pair[0]).__name__}")
 
@@ -55,7 +60,7 @@ class Correspondence:
                 "a new object" if n is None else f"the object {self._paths[n]}"
                 for n in numbers
             ]
-            raise Difference(f"{path} is {names[0]} on the left, {names[1]} right")
+            raise Difference(f"{path}: {names[0]} on the left, {names[1]} on the right")
         if numbers[0] is None:
             self._numbers[0][id(left)] = self._numbers[1][id(right)] = len(self.left)
             self.left.append(left)
@@ -69,11 +74,13 @@ class Correspondence:
         if isinstance(left, nnx.Variable):
             _same(left.get_metadata(), right.get_metadata(), f"metadata of {path}")
             self._compare(left.raw_value, right.raw_value, path, is_lenient=True)
-        else:
-            a, b = items_of(left), items_of(right)
-            _same([k for k, _ in a], [k for k, _ in b], f"keys of {path}")
-            for (key, x), (_, y) in zip(a, b, strict=True):
-                self._compare(x, y, f"{path}.{key}", is_lenient=False)
+            return
+        marks = getattr(left, "_nnx_marks", {})
+        _same(marks, getattr(right, "_nnx_marks", {}), f"marks of {path}")
+        keys = [[key for key, _ in items_of(obj)] for obj in (left, right)]
+        _same(*keys, f"keys of {path}")
+        for (key, x), (_, y) in zip(items_of(left), items_of(right), strict=True):
+            self._compare(x, y, f"{path}.{key}", is_lenient=key in marks)
 
     def _compare(self, left: Any, right: Any, path: str, is_lenient: bool) -> None:
         """Lenient: a Python number may stand for an array."""
@@ -85,15 +92,11 @@ class Correspondence:
             _compare_arrays(left, right, path)
         else:
             _same(type(left), type(right), f"type of {path}")
-            if isinstance(left, dict):
-                _same(left.keys(), right.keys(), f"keys of {path}")
-                for key in left:
-                    here = f"{path}[{key!r}]"
-                    self._compare(left[key], right[key], here, is_lenient)
-            elif isinstance(left, (list, tuple)):
-                _same(len(left), len(right), f"length of {path}")
-                for n, (x, y) in enumerate(zip(left, right, strict=True)):
-                    self._compare(x, y, f"{path}[{n}]", is_lenient)
+            if isinstance(left, (list, tuple, dict, nnx.State)):
+                a, b = items_of(left), items_of(right)
+                _same([k for k, _ in a], [k for k, _ in b], f"keys of {path}")
+                for (key, x), (_, y) in zip(a, b, strict=True):
+                    self._compare(x, y, f"{path}[{key!r}]", is_lenient)
             else:
                 _same(left, right, path)
 
@@ -113,7 +116,8 @@ def _compare_arrays(left: Any, right: Any, path: str) -> None:
     _same(np.shape(left), np.shape(right), f"shape of {path}")
     if is_array(left) and is_array(right):
         _same(left.dtype, right.dtype, f"dtype of {path}")
-    if not np.array_equal(np.asarray(left), np.asarray(right)):
+    arrays = [jax.random.key_data(x) if is_key(x) else x for x in (left, right)]
+    if not np.array_equal(*map(np.asarray, arrays)):
         raise Difference(f"{path}: {left!r} on the left, {right!r} on the right")
 
 

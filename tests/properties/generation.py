@@ -1,68 +1,71 @@
-"""Strategies of hypothesis for the programs of `programs`."""
+"""Strategies of hypothesis for programs."""
 
 from typing import Any
 
 from hypothesis import strategies as st
 
-from .programs import (
-    FRONT,
-    KEYS,
-    KINDS,
-    METADATA_NAMES,
-    MODULES,
-    NAMES,
-    PASSED,
-    WAYS,
-    Program,
-)
+from .binding import FRONT, WAYS
+from .programs import INPUTS, KINDS, MODULES, Program
 
 Strategy = st.SearchStrategy[Any]
-
-numbers = st.integers(0, 7)
-small = st.integers(1, 5)
-names = st.sampled_from(NAMES)
-keys = st.sampled_from(KEYS)
-kinds = st.sampled_from(sorted(KINDS))
-shapes = st.sampled_from([(2,), ()])
-statics = st.sampled_from([0, 1, 2, "text", None, (1, 2), 0.5, True])
-metadata_values = st.sampled_from([1, 2, "text", None, ("x", None)])
-metadata = st.dictionaries(
-    st.sampled_from(METADATA_NAMES), metadata_values, max_size=2
-).map(lambda entries: tuple(entries.items()))
 
 
 def case(name: str, *operands: Strategy) -> Strategy:
     return st.tuples(st.just(name), *operands)
 
 
-arrays = (
-    case("traced", shapes, small)
-    | case("array", shapes, small)
-    | case("numpy", shapes, small)
+def blocks(elements: Strategy, longest: int, shortest: int = 0) -> Strategy:
+    return st.lists(elements, min_size=shortest, max_size=longest).map(tuple)
+
+
+def entries(names: Strategy, values: Strategy) -> Strategy:
+    """What a dict would hold, as a tuple of pairs."""
+    return st.dictionaries(names, values, max_size=2).map(lambda d: tuple(d.items()))
+
+
+numbers = st.integers(0, 7)
+small = st.integers(1, 5)
+names = st.sampled_from(["a", "b", "c", "d"])
+keys = st.sampled_from(["x", "y", "items"])
+fields = st.sampled_from(["model", "other"])
+kinds = st.sampled_from(sorted(KINDS))
+modules = st.sampled_from(sorted(MODULES))
+shapes = st.sampled_from([(2,), ()])
+statics = st.sampled_from([0, 1, 2, "text", None, (1, 2), 0.5, True])
+metadata_names = st.sampled_from(["note", "group"])
+metadata_values = st.sampled_from([1, 2, "text", None, ("x", None)])
+
+# What values are made of; see `Machine.new`.
+arrays = st.one_of(
+    case("traced", shapes, small),
+    case("traced", shapes, small),
+    case("array", shapes, small),
+    case("ints", shapes, small),
+    case("numpy", shapes, small),
 )
-odd = case("static", st.sampled_from(["text", None, 1, 0.5])) | case(
-    "dict", st.tuples(st.tuples(st.just("w"), arrays), st.tuples(st.just("v"), arrays))
+odd = st.one_of(
+    case("static", st.sampled_from(["text", None, 1, 0.5])),
+    case("key", small),
+    case("dict", st.tuples(*[st.tuples(st.just(key), arrays) for key in "wv"])),
 )
 contents = st.one_of(arrays, arrays, arrays, odd)
-variables = case("variable", kinds, contents, metadata)
+variables = case("variable", kinds, contents, entries(metadata_names, metadata_values))
 existing = case("object", numbers)
 plain = st.one_of(variables, existing, arrays, case("static", statics))
 
 
-def _containers(parts: Strategy) -> Strategy:
-    elements = st.lists(parts, max_size=3).map(tuple)
-    entries = st.dictionaries(keys, parts, max_size=2).map(lambda d: tuple(d.items()))
-    attributes = st.dictionaries(names, parts, max_size=2).map(
-        lambda d: tuple(d.items())
-    )
+def containers(parts: Strategy) -> Strategy:
     return st.one_of(
-        case("list", elements),
-        case("tuple", elements),
-        case("dict", entries),
-        case("module", st.sampled_from(sorted(MODULES)), attributes),
+        case("list", blocks(parts, 3)),
+        case("list", blocks(parts, 3)),
+        case("tuple", blocks(parts, 3)),
+        case("pair", parts, parts),
+        case("dict", entries(keys, parts)),
+        case("module", modules, entries(names, parts)),
     )
 
 
+holders = containers(plain | containers(plain))
 values = st.one_of(
     variables,
     existing,
@@ -70,9 +73,10 @@ values = st.one_of(
     arrays,
     case("static", statics),
     case("part", numbers),
-    _containers(plain | _containers(plain)),
+    holders,
+    holders,
 )
-results = st.one_of(existing, values)
+results = st.one_of(existing, values, case("state", numbers))
 
 READING = (case("read", numbers), case("give", results), case("give_total"))
 WRITING = (
@@ -81,12 +85,21 @@ WRITING = (
     case("write_one", numbers, numbers),
     case("assign", numbers, numbers),
     case("add_to", numbers, arrays),
+    case("update", numbers),
+)
+CONNECTING = (
+    case("set", numbers, names, values),
+    case("set", numbers, names, holders),
+    case("set", numbers, names, existing),
+    case("replace", numbers, values),
+    case("mark", numbers, names, st.just("data"), st.sampled_from([0.5, 1.0])),
+    case("mark", numbers, names, st.just("static"), st.sampled_from([1, "text"])),
 )
 CHANGING = (
-    case("set", numbers, names, values),
-    case("set", numbers, names, values),
-    case("replace", numbers, values),
+    *CONNECTING,
+    case("set_field", numbers, fields, values),
     case("increment", numbers),
+    case("delete", numbers),
     case("delete", numbers),
     case("swap", numbers, numbers),
     case("append", numbers, values),
@@ -94,77 +107,64 @@ CHANGING = (
     case("pop", numbers, numbers),
     case("reverse", numbers),
     case("set_item", numbers, keys, values),
-    case("pop_item", numbers, keys),
+    case("pop_item", numbers),
     case("pop_kind", numbers, kinds),
     case("clone", numbers),
+    case("rebuild", numbers),
     case("make", values),
-    case("set_metadata", numbers, st.sampled_from(METADATA_NAMES), metadata_values),
-    case("del_metadata", numbers, st.sampled_from(METADATA_NAMES)),
+    case("set_metadata", numbers, metadata_names, metadata_values),
+    case("del_metadata", numbers, metadata_names),
 )
-RAISING = (case("halt"), case("overwrite", numbers))
-
 calm = st.one_of(*READING, *WRITING)
 lively = st.one_of(*READING, *WRITING, *CHANGING)
+raising = case("halt") | case("overwrite", numbers) | case("halt_if", names)
 
 
-def _nesting(instructions: Strategy) -> Strategy:
-    block = st.lists(instructions, min_size=1, max_size=3).map(tuple)
-    raising = st.tuples(block, st.one_of(*RAISING)).map(lambda p: (*p[0], p[1]))
-    return st.one_of(
-        *[instructions] * 8, case("nest", block), case("attempt", raising)
-    )
+def nesting(instructions: Strategy) -> Strategy:
+    """Instructions, and once in a while a block of them."""
+    inner = blocks(instructions, 3, shortest=1)
+    failing = st.tuples(inner, raising).map(lambda parts: (*parts[0], parts[1]))
+    nested = case("nest", inner) | case("attempt", failing)
+    return st.one_of(*[instructions] * 8, nested)
 
 
-def _body(instructions: Strategy, raises: bool) -> Strategy:
-    block = st.lists(_nesting(instructions), min_size=1, max_size=10).map(tuple)
-    if not raises:
-        return block
-    return st.tuples(block, st.one_of(*RAISING), block).map(
-        lambda parts: (*parts[0], parts[1], *parts[2])
-    )
+def bodies(instructions: Strategy) -> Strategy:
+    return blocks(nesting(instructions), 10, shortest=1)
 
 
-bodies = st.one_of(
-    _body(calm, False),
-    _body(lively, False),
-    _body(lively, False),
-    _body(lively, False),
-    _body(lively, True),
-)
-objects = st.lists(
-    st.one_of(
-        case("module", st.sampled_from(sorted(MODULES)), st.just(())), variables
-    ),
-    max_size=4,
-).map(lambda rest: (("module", "Node", ()), *rest))
-holders = _containers(plain | _containers(plain))
-edges = st.lists(
-    st.one_of(case("set", numbers, names, values | holders), *CHANGING[:3]), max_size=8
-).map(tuple)
+@st.composite
+def failing_bodies(draw: Any) -> tuple[Any, ...]:
+    body = draw(bodies(lively))
+    place = draw(st.integers(0, len(body)))
+    return (*body[:place], draw(raising), *body[place:])
 
 
 @st.composite
 def ways(draw: Any) -> tuple[tuple[int, str], ...]:
-    """One to three objects, each in one or two ways, at most one bound in front."""
-    pairs = draw(
-        st.lists(st.tuples(numbers, st.sampled_from(WAYS)), min_size=1, max_size=4)
-    )
+    """One to five objects, some in two ways; at most one is bound in front."""
+    pairs = draw(blocks(st.tuples(numbers, st.sampled_from(WAYS)), 4, shortest=1))
     if draw(st.booleans()):
-        pairs.append((pairs[0][0], draw(st.sampled_from(WAYS))))
-    fronts = 0
-    for index, (number, way) in enumerate(pairs):
-        fronts += way in FRONT
-        if way in FRONT and fronts > 1:
-            pairs[index] = (number, PASSED[0])
-    return tuple(pairs)
+        pairs = (*pairs, (pairs[0][0], draw(st.sampled_from(WAYS))))
+    front = [n for n, (_, way) in enumerate(pairs) if way in FRONT][1:]
+    return tuple(
+        (number, "bare" if n in front else way) for n, (number, way) in enumerate(pairs)
+    )
 
 
 programs = st.builds(
     Program,
-    objects=objects,
-    edges=edges,
+    objects=blocks(case("module", modules, st.just(())) | variables, 4).map(
+        lambda rest: (("module", "Node", ()), *rest)
+    ),
+    edges=blocks(st.one_of(*CONNECTING), 8),
     ways=ways(),
-    body=bodies,
-    between=st.just(()) | st.lists(lively, max_size=2).map(tuple),
+    body=st.one_of(
+        bodies(calm), bodies(lively), bodies(lively), bodies(lively), failing_bodies()
+    ),
+    between=st.just(()) | blocks(lively, 2),
+    is_between_compiled=st.booleans(),
+    inputs=st.tuples(*[st.sampled_from(["array", "array", *INPUTS])] * 2),
+    forgets=st.booleans(),
     fresh=st.booleans(),
+    donates=st.sampled_from([False, False, False, True]),
 )

@@ -1,14 +1,13 @@
 """Transforms are transparent: a compiled program does what the plain one does.
 
 Random programs (see `programs`) run on two graphs that are built alike, plainly on
-one and under `nnx.jit` on the other, two calls each. Results, values, structure,
-sharing and identity must agree after each call. If a call raises, the compiled one
-must raise the same, and leave its graph exactly as it was before.
+one (here always the left one) and under `nnx.jit` on the other, two calls each.
+Results, values, structure, sharing and identity must agree after each call. If a call
+raises, the compiled one must raise the same, and leave its graph exactly as it was.
 """
 
 import os
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,50 +16,80 @@ from hypothesis import given, seed, settings
 
 import nnxlite as nnx
 
-from .comparison import Correspondence, Snapshot
+from .binding import Bound
+from .comparison import Correspondence, Difference, Snapshot
 from .generation import programs
-from .programs import Bound, Halt, Machine, Program, reachable
+from .machine import Machine, built
+from .programs import Halt, Program, reachable
 
 
-def check(program: Program) -> None:
-    """Raises AssertionError if the program does something else under `nnx.jit`."""
-    graphs = program.built(), program.built()
-    plain = Bound(program, graphs[0], lambda function: function)
-    compiled = Bound(program, graphs[1], nnx.jit)
-    known = Correspondence(*graphs)
-    if not call(plain, compiled, known, 1):
-        return
-    if program.between:
-        for objects in (known.left, known.right):
-            Machine(objects, jnp.float32(2)).run(program.between)
-        known.check(None, None)
-    if call(plain, compiled, known, 2) and program.fresh and plain.can_rebind:
-        graphs = program.built(), program.built()
-        plain.bind(graphs[0])
-        compiled.bind(graphs[1])
-        call(plain, compiled, Correspondence(*graphs), 1)
+class Run:
+    """One program on two graphs, the right one compiled."""
 
-
-def call(plain: Any, compiled: Any, known: Correspondence, x: int) -> bool:
-    """Calls both and compares; False if they raised."""
-    before = Snapshot(reachable(known.right))
-    expected, error = outcome(plain, x)
-    result, other = outcome(compiled, x)
-    if type(error) is not type(other):
-        raise AssertionError(f"{error!r} on the left, {other!r} on the right") from (
-            other or error
+    def __init__(self, program: Program):
+        self.program = program
+        donate = "state" if program.donates else None
+        graphs = built(program), built(program)
+        self.plain = Bound(program, graphs[0], lambda function: function)
+        self.compiled = Bound(
+            program, graphs[1], lambda function: nnx.jit(function, donate=donate)
         )
-    if error is not None:
-        before.check()
-        return False
-    known.check(expected, result)
-    return True
+        self._know(graphs)
+
+    def _know(self, graphs: tuple[Any, Any]) -> None:
+        left, right = self.plain.objects, self.compiled.objects
+        self.known = Correspondence(
+            reachable([*graphs[0], *left]), reachable([*graphs[1], *right])
+        )
+
+    def check(self) -> None:
+        """Raises AssertionError if the program does something else when compiled."""
+        if not self.call(0):
+            return
+        if self.program.forgets:
+            self._know(((), ()))
+        self.between()
+        if self.call(1) and self.program.fresh and self.plain.can_rebind:
+            del self.known
+            graphs = built(self.program), built(self.program)
+            self.plain.bind(graphs[0])
+            self.compiled.bind(graphs[1])
+            self._know(graphs)
+            self.call(0)
+
+    def call(self, number: int) -> bool:
+        """Calls both functions and compares; False if they raised."""
+        kind = self.program.inputs[number]
+        before = Snapshot(reachable(self.known.right))
+        expected, error = outcome(self.plain, kind, number + 1)
+        for _ in range(1 if error is None else 2):
+            result, other = outcome(self.compiled, kind, number + 1)
+            if type(error) is not type(other):
+                message = f"{error!r} on the left, {other!r} on the right"
+                raise Difference(message) from other
+            if error is not None:
+                before.check()
+        if error is None:
+            self.known.check(expected, result)
+        return error is None
+
+    def between(self) -> None:
+        instructions = self.program.between
+
+        def work(objects: list[Any]) -> None:
+            Machine(objects, jnp.float32(2)).run(instructions)
+
+        work(list(self.known.left))
+        compiled = nnx.jit(work) if self.program.is_between_compiled else work
+        compiled(list(self.known.right))
+        self.known.check(None, None)
 
 
-def outcome(function: Callable[[Any], Any], x: int) -> tuple[Any, Exception | None]:
+def outcome(function: Bound, kind: str, number: int) -> tuple[Any, Exception | None]:
+    """The result, or the exception if it is one that programs raise."""
     try:
-        return function(jnp.float32(x)), None
-    except Exception as error:
+        return function(kind, number), None
+    except (Halt, ValueError) as error:
         return None, error
 
 
@@ -69,13 +98,16 @@ REGRESSIONS: list[Program] = [Program(objects=(("module", "Node", ()),))]
 
 @pytest.mark.parametrize("program", REGRESSIONS)
 def test_regressions(program: Program) -> None:
-    check(program)
+    Run(program).check()
+
+
+_most = min(settings().max_examples, 500)
 
 
 @given(program=programs)
-@settings(max_examples=min(settings.default.max_examples, 500))  # pyright: ignore[reportOptionalMemberAccess]
+@settings(max_examples=_most)
 def test_jit_is_transparent(program: Program) -> None:
-    check(program)
+    Run(program).check()
 
 
 @pytest.mark.slow
@@ -88,13 +120,12 @@ def test_jit_is_transparent_for_as_long_as_time_allows(
 
     def run(program: Program) -> None:
         met.append(hash(program))
-        check(program)
+        Run(program).check()
 
     batch = settings(max_examples=200, derandomize=False, database=None)
     number = time.time_ns() % 2**32
     while time.monotonic() < end:
         seed(number)(batch(given(program=programs)(run)))()
         number += 1
-        if number % 5 == 0:
-            with capsys.disabled():
-                print(f"{len(met)} programs, {len(set(met))} different ones")
+    with capsys.disabled():
+        print(f"\n{len(met)} programs ran, {len(set(met))} different ones")
