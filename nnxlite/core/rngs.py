@@ -56,9 +56,10 @@ class RngCount(RngState):
 @jax.jit
 def _draw(key: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
     # One compiled call for both: eager `fold_in` alone takes eight times as long.
-    if key.ndim:
-        return jax.vmap(jax.random.fold_in)(key, count), count + 1
-    return jax.random.fold_in(key, count), count + 1
+    fold_in = jax.random.fold_in
+    for _ in range(key.ndim):
+        fold_in = jax.vmap(fold_in)
+    return fold_in(key, count), count + 1
 
 
 class _Draws:
@@ -319,6 +320,11 @@ def reseed(
       >>> dropout.rngs.count.value.item()
       0
     """
+    if policy not in ("scalars_only", "match_shape") and not callable(policy):
+        raise ValueError(
+            f"{policy!r} is no policy: use 'scalars_only', 'match_shape', or a function "
+            "(path, key, shape) -> key"
+        )
     sources = Rngs(**stream_keys)
     found = [
         (path, stream)

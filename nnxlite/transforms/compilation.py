@@ -8,6 +8,7 @@ finds its plan, gathers the arrays, calls JAX, and writes back what the function
 import functools
 import inspect
 import threading
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
@@ -121,7 +122,15 @@ class Program:
         plan, opened = _calls.stack[-1]
         known = plan.known(opened)
         written = {id(known[number]) for number in record.written}
-        return tuple(id(x.leaf) in written for x in inputs)
+        results = jax.tree.leaves(self._traced.out_info)
+        free = Counter((x.shape, x.dtype) for x in results)
+        donated: list[bool] = []
+        for value, source in zip(values, inputs, strict=True):
+            kind = (jnp.shape(value), jnp.result_type(value))
+            # A buffer that no result fits into cannot be used again.
+            donated.append(id(source.leaf) in written and free[kind] > 0)
+            free[kind] -= donated[-1]
+        return tuple(donated)
 
     def run(self, kept: Sequence[Any], donated: Sequence[Any] = ()) -> Departure:
         """What JAX traces."""
@@ -309,9 +318,8 @@ class Jitted(Generic[P, R]):
         view = self._view
         assert view is not None
         self._view = view.without_effects(opened.constants)
-        if self._view is not view:
-            captured, constants = self._view.look()
-            again = opened.with_view(captured, constants)
+        again = opened.with_view(*self._view.look())
+        if again.key != opened.key:
             self._plans.adopt(again, plan.program)
 
     @overload

@@ -356,12 +356,8 @@ def test_d46_reseed_gives_each_stream_its_own_key():
     for n, stream in enumerate(streams):
         assert same(stream.key.value, nth(7, n))
     assert same(model.noise.key.value, jax.random.key(4)), "another tag"
-    assert [x for _, x in nnx.to_flat_state(nnx.state(model))] == variables or all(
-        a is b
-        for a, b in zip(
-            variables, nnx.to_flat_state(nnx.state(model)).leaves, strict=True
-        )
-    )
+    after = nnx.to_flat_state(nnx.state(model)).leaves
+    assert all(a is b for a, b in zip(variables, after, strict=True))
 
 
 def test_d46_a_shared_stream_is_reseeded_once():
@@ -459,7 +455,7 @@ def test_d47_bad_seeds(shown, seed, how):
 
 def test_d47_named_none_is_no_seed():
     with pytest.raises(ValueError, match="None is no seed: use an int"):
-        nnx.Rngs(a=None)  # pyright: ignore[reportArgumentType]
+        nnx.Rngs(a=None)
 
 
 def test_d47_keywords_win_over_the_mapping():
@@ -496,9 +492,10 @@ def test_d48_initializers_draw_at_each_call(name):
     init = getattr(rngs, name)()
     assert rngs.default.count.value == 0
     shape = (3, 4, 4) if name == "delta_orthogonal" else (4, 5)
+    dtype = jnp.float32 if name == "delta_orthogonal" else jnp.bfloat16
     for n in range(2):
-        expected = getattr(jax.nn.initializers, name)()(nth(0, n), shape, jnp.bfloat16)
-        assert np.array_equal(init(shape, jnp.bfloat16), expected)
+        expected = getattr(jax.nn.initializers, name)()(nth(0, n), shape, dtype)
+        assert np.array_equal(init(shape, dtype), expected)
 
 
 @pytest.mark.parametrize("how", ["argument", "captured", "in a model", "method"])
@@ -582,10 +579,6 @@ SCRIPTS = {
         r.dropout(),
     ],
     "broadcast": lambda r, nnx: [r.broadcast(3).default.key, r()],
-    "fork split": lambda r, nnx: [
-        r.fork(split=2).default.key,
-        r.fork(split={"dropout": 3})(),
-    ],
     "reseed": lambda r, nnx: [nnx.reseed(r, dropout=5), r.dropout(), r()],
     "reseed split": lambda r, nnx: [
         s := r.split(2),
