@@ -8,7 +8,7 @@ function, which checks shapes and dtypes while it is traced, so once for each ki
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -246,6 +246,10 @@ class MultiMetric(Metric):
                     "class from nnx.Metric"
                 )
             setattr(self, name, metric)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def _metrics(self) -> dict[str, Metric]:
         return {k: v for k, v in self._nnx_items().items() if isinstance(v, Metric)}

@@ -76,9 +76,7 @@ class Packing:
       crosses: which of their leaves are arrays here.
     """
 
-    def __init__(
-        self, values: list[Any], crosses: Callable[[Any], bool] = is_dynamic
-    ):
+    def __init__(self, values: list[Any], crosses: Callable[[Any], bool] = is_dynamic):
         leaves, self.treedef = flatten(values)
         self.statics = [None if crosses(x) else Static(x) for x in leaves]
         self.arrays = [x for x in leaves if crosses(x)]
@@ -217,8 +215,7 @@ class Visit:
         record = Record([self._name(v) for v in written], metadata)
         fields = self._changed_fields()
         leaves, _ = flatten(result)
-        # On the way out a plain number is static: it was known while tracing.
-        if not changed and not fields and all(map(is_array, leaves + values)):
+        if not changed and not fields and all(map(_comes_out, leaves + values)):
             return Departure(values, result, record)
         walk = Taking(self.known or (), self._is_outside)
         walk.take(result)
@@ -230,7 +227,7 @@ class Visit:
         record.plain = [(n, tuple(new), gone) for n, new, gone in fields]
         record.walk = tuple(walk.records)
         leaves = [x.raw_value if isinstance(x, Variable) else x for x in walk.leaves]
-        record.packing = Packing([values, leaves], is_array)
+        record.packing = Packing([values, leaves], _comes_out)
         return Departure([], record.packing.arrays, record)
 
     def _name(self, obj: Any) -> Any:
@@ -259,6 +256,11 @@ class Visit:
             if new or gone:
                 found.append((number, new, gone))
         return found
+
+
+def _comes_out(value: Any) -> bool:
+    """On the way out a plain number is static: it was known while tracing."""
+    return is_array(value) and not isinstance(value, jax.ShapeDtypeStruct)
 
 
 def apply(

@@ -83,18 +83,20 @@ class View:
             followed.add(id(seen))
             for name, read in _places(seen):
                 place = (getattr(seen, "__code__", type(seen)), name)
-                if place in ignored:
-                    continue
                 value = read()
                 if isinstance(value, (Pytree, Variable)):
                     self._pin(read, value)
                     self.objects.append(weakref.ref(value))
+                elif is_followed(value):
+                    self._pin(read, value)
+                    waiting.append(value)
+                    constants.append((place, getattr(value, "__code__", type(value))))
+                elif place in ignored:
+                    continue
                 elif _may_change_inside(value):
                     self.watched.append((place, read))
                 else:
                     self._pin(read, value)
-                    if is_followed(value):
-                        waiting.append(value)
                     constants.append((place, static_key(value)))
         self.constants = tuple(constants)
         self.token = tokens.setdefault(self.constants, object())
@@ -167,7 +169,8 @@ def is_followed(value: Any) -> bool:
     if isinstance(value, (functools.partial, types.MethodType)):
         return True
     if isinstance(value, types.FunctionType):
-        return (value.__module__ or "").partition(".")[0] not in _NOT_FOLLOWED
+        module = str(value.__globals__.get("__name__"))  # __module__ may be copied
+        return module.partition(".")[0] not in _NOT_FOLLOWED
     return callable(value) and hasattr(value, "__wrapped__")
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state, jaxpr_as_fun
 
 from ..core import frames
-from ..core.frames import NO_TRACE, everywhere
+from ..core.frames import NO_TRACE, Frame, everywhere
 from ..core.graph import Putting, Taking
 from ..core.metadata import placed
 from ..core.module import key_of
@@ -63,13 +63,20 @@ class Constant:
 class Program:
     """The compiled function of one structure.
 
-    Its arrays come in two lists, those to keep and those to donate; `donated` tells
-    for each gathered array which, or is None if all are kept.
+    Its arrays come in two lists, those to keep and those to donate.
+
+    Attributes:
+      donated: for each gathered array whether it is donated; None if none is.
+      renewed: for each gathered array whether it must come out, changed or not,
+        because its buffer is given away.
+      shardings: for each gathered array its sharding; None if none is given.
     """
 
     def __init__(self, owner: "Jitted[Any, Any]"):
         self.owner = owner
-        self.donated: tuple[bool, ...] | None = None
+        self.donated: Sequence[bool] | None = None
+        self.renewed: Sequence[bool] | None = None
+        self.shardings: Sequence[Any] | None = None
         self.jitted: Any = None
         self.was_traced = False
         self._traced: Any = None
@@ -80,57 +87,64 @@ class Program:
             self._build(plan, opened, values)
         if self.donated is None:
             return self.jitted, values
-        return self.jitted, *_parted(
-            _each_buffer_once(values, self.donated), self.donated
-        )
+        values = _each_buffer_once(values, self.donated)
+        return self.jitted, *_parted(values, self.donated)
 
     def _build(self, plan: Plan, opened: Opened, values: list[Any]) -> None:
         owner = self.owner
         options: dict[str, Any] = dict(owner.options)
-        inputs: list[Input] = []
         if owner.donates or owner.in_shardings is not None:
             inputs = plan.inputs(opened)
-        donated = None
-        if owner.donates == "state":
-            donated = self._overwritten(values, inputs)
-        elif owner.donates:
-            donated = tuple(x.argument in owner.donates for x in inputs)
-        if donated is not None and any(donated):
-            self.donated = tuple(
-                d
-                and (
-                    isinstance(x.leaf, Variable)
-                    or n >= len(inputs) - len(opened.dynamic)
-                )
-                for n, (d, x) in enumerate(zip(donated, inputs, strict=True))
-            )
-            options["donate_argnums"] = (1,)
+        else:
+            inputs = []
         if owner.in_shardings is not None:
-            shardings = [_input_sharding(owner.in_shardings, x) for x in inputs]
-            if self.donated is None:
-                options["in_shardings"] = (shardings,)
-            else:
-                options["in_shardings"] = _parted(shardings, self.donated)
+            self.shardings = [_input_sharding(owner.in_shardings, x) for x in inputs]
+            options["in_shardings"] = (self.shardings,)
+        if owner.donates:
+            self._choose_donated(plan, opened, values, inputs, options)
+        if self.donated is not None:
+            options["donate_argnums"] = (1,)
+            if self.shardings is not None:
+                options["in_shardings"] = _parted(self.shardings, self.donated)
         self.jitted = jax.jit(self.run, **options)
 
-    def _overwritten(
-        self, values: list[Any], inputs: Sequence[Input]
-    ) -> tuple[bool, ...]:
-        """Traces once to learn what the function writes; the trace is used again."""
-        self._traced = jax.jit(self.run, **self.owner.options).trace(values)
-        record = _record_in(self._traced.out_info)
-        plan, opened = _calls.stack[-1]
-        known = plan.known(opened)
-        written = {id(known[number]) for number in record.written}
-        results = jax.tree.leaves(self._traced.out_info)
+    def _choose_donated(
+        self,
+        plan: Plan,
+        opened: Opened,
+        values: list[Any],
+        inputs: Sequence[Input],
+        options: Mapping[str, Any],
+    ) -> None:
+        """Traces once to learn what comes out; the trace is used again.
+
+        A buffer is donated if the function overwrites it (or its argument is named),
+        and if a result has its shape and dtype, so that it can be used again.
+        """
+        if self.owner.donates == "state":
+            traced = jax.jit(self.run, **options).trace(values)
+            known = plan.known(opened)
+            written = {id(known[n]) for n in _record_in(traced.out_info).written}
+            wanted = [id(x.leaf) in written for x in inputs]
+        else:
+            arrays = len(inputs) - len(opened.dynamic)
+            wanted = [
+                x.argument in self.owner.donates
+                and (isinstance(x.leaf, Variable) or number >= arrays)
+                for number, x in enumerate(inputs)
+            ]
+            self.renewed = wanted
+            traced = jax.jit(self.run, **options).trace(values)
+        results = jax.tree.leaves(traced.out_info)
         free = Counter((x.shape, x.dtype) for x in results)
         donated: list[bool] = []
-        for value, source in zip(values, inputs, strict=True):
+        for value, is_wanted in zip(values, wanted, strict=True):
             kind = (jnp.shape(value), jnp.result_type(value))
-            # A buffer that no result fits into cannot be used again.
-            donated.append(id(source.leaf) in written and free[kind] > 0)
+            donated.append(is_wanted and free[kind] > 0)
             free[kind] -= donated[-1]
-        return tuple(donated)
+        if any(donated):
+            self.donated = self.renewed = donated
+            self._traced = traced
 
     def run(self, kept: Sequence[Any], donated: Sequence[Any] = ()) -> Departure:
         """What JAX traces."""
@@ -138,7 +152,7 @@ class Program:
         if self.donated is not None:
             rest = {False: iter(kept), True: iter(donated)}
             values = [next(rest[is_donated]) for is_donated in self.donated]
-        if self._traced is not None and self.donated is not None:
+        if self._traced is not None:
             traced, self._traced = self._traced, None
             if [jax.typeof(x) for x in values] == list(traced.jaxpr.in_avals):
                 results = jaxpr_as_fun(traced.jaxpr)(*values)
@@ -146,22 +160,30 @@ class Program:
         self.was_traced = True
         plan, opened = _calls.stack[-1]
         known = plan.known(opened)
-        given_away = self._donated_variables(plan, opened)
+        needs_inputs = self.renewed is not None or self.shardings is not None
+        inputs = plan.inputs(opened) if needs_inputs else []
         with Visit(self.owner.description, known, opened.plain) as visit:
             dynamic = plan.show(visit, opened, values)
             args, kwargs = opened.arguments(dynamic)
             result = self.owner.call(args, kwargs)
             if self.owner.out_shardings is not None:
                 result = _sharded(result, self.owner.out_shardings)
-            for variable in given_away:  # it needs a new buffer, changed or not
-                visit.frame.written.setdefault(variable)
+            self._settle(visit.frame, inputs)
             return visit.depart(result)
 
-    def _donated_variables(self, plan: Plan, opened: Opened) -> list[Any]:
-        if self.donated is None:
-            return []
-        inputs = zip(plan.inputs(opened), self.donated, strict=True)
-        return [x.leaf for x, d in inputs if d and isinstance(x.leaf, Variable)]
+    def _settle(self, frame: Frame, inputs: Sequence[Input]) -> None:
+        """Renews what is donated, and keeps written Variables in their sharding."""
+        for number, source in enumerate(inputs):
+            variable = source.leaf
+            if not isinstance(variable, Variable):
+                continue
+            if self.renewed is not None and self.renewed[number]:
+                frame.written.setdefault(variable)
+            sharding = self.shardings[number] if self.shardings else None
+            if sharding is not None and variable in frame.written:
+                value = frame.values[variable]
+                value = jax.lax.with_sharding_constraint(value, sharding)
+                frame.values[variable] = value
 
 
 def _parted(values: Iterable[Any], donated: Iterable[bool]) -> tuple[list[Any], ...]:
@@ -256,6 +278,11 @@ class Jitted(Generic[P, R]):
         )
         if donate not in (None, "state"):
             raise ValueError(f"donate={donate!r}: the only value is 'state'")
+        if donate and (donate_argnums is not None or donate_argnames is not None):
+            raise ValueError(
+                "donate='state' already chooses what to donate: leave donate_argnums "
+                "and donate_argnames out"
+            )
         self.donates: Any = donate or _argument_names(
             self.function, donate_argnums, donate_argnames, offset
         )
@@ -278,7 +305,8 @@ class Jitted(Generic[P, R]):
             args, kwargs = self._args + args, {**self._kwargs, **kwargs}
         if self._static:
             args = tuple(
-                Constant(x) if n in self._static else x for n, x in enumerate(args)
+                Constant(x) if {n, n - len(args)} & self._static else x
+                for n, x in enumerate(args)
             )
             kwargs = {
                 k: Constant(x) if k in self._static else x for k, x in kwargs.items()
@@ -335,7 +363,7 @@ class Jitted(Generic[P, R]):
         _calls.stack.append((plan, opened))
         try:
             jitted, *arrays = plan.program.staged(plan, opened, values)
-            stage = Stage(getattr(jitted, verb)(*arrays), self)
+            stage = Stage(getattr(jitted, verb)(*arrays), self, plan.program)
         finally:
             _calls.stack.pop()
         if plan.program.was_traced:
@@ -370,25 +398,34 @@ class Stage:
     their objects.
     """
 
-    def __init__(self, stage: Any, owner: Jitted[Any, Any]):
+    def __init__(self, stage: Any, owner: Jitted[Any, Any], program: Program):
         self._stage = stage
         self._owner = owner
+        self._program = program
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stage, name)
 
     def lower(self, *args: Any, **kwargs: Any) -> "Stage":
         """Lowers a traced function."""
-        return Stage(self._stage.lower(*args, **kwargs), self._owner)
+        return Stage(self._stage.lower(*args, **kwargs), self._owner, self._program)
 
     def compile(self, *args: Any, **kwargs: Any) -> "Stage":
         """Compiles a lowered function."""
-        return Stage(self._stage.compile(*args, **kwargs), self._owner)
+        stage = self._stage.compile(*args, **kwargs)
+        return Stage(stage, self._owner, self._program)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls a compiled function."""
         opened = self._owner._open(args, kwargs)
         plan, values = self._owner._plans.find(opened)
+        if plan.program is not self._program:
+            raise TypeError(
+                f"{self._owner.description} was compiled for arguments of another "
+                "structure: other classes, attributes, static values, metadata or "
+                "sharing. Call the jitted function itself, or lower and compile it "
+                "for these arguments"
+            )
         _, *arrays = plan.program.staged(plan, opened, values)
         departure = self._stage(*arrays)
         return apply(departure, plan.known(opened), opened.plain)
@@ -413,11 +450,15 @@ def _argument_names(
         for p in parameters
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
+    takes_more = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     found: set[int | str] = set(names)
     for number in numbers:
-        number = number + offset if number >= 0 else len(positional) + number
+        if number >= 0:
+            number += offset
+        elif not takes_more:
+            number += len(positional)
         found.add(number)
-        if number < len(positional):
+        if 0 <= number < len(positional):
             found.add(positional[number])
     found |= {positional.index(name) for name in names if name in positional}
     unknown = [name for name in names if name not in [p.name for p in parameters]]

@@ -367,9 +367,8 @@ def test_d26_pure_dicts(mapping):
     assert pure == mapping
     assert all(type(x) is dict for x in [pure, *pure.values()] if isinstance(x, dict))
     shown = nnx.to_pure_dict(nnx.State(params(mapping)), lambda leaf: leaf.was + 1)
-    assert shown == jax.tree.map(lambda x: x + 1, dict(sorted_pairs(mapping))) or all(
-        get(shown, path) == value + 1 for path, value in sorted_pairs(mapping)
-    )
+    for path, value in sorted_pairs(mapping):
+        assert get(shown, path) == value + 1
 
 
 def get(mapping, path):
@@ -589,7 +588,6 @@ def test_forms_as_flax(oracle, name):
                 "pure": module.to_pure_dict(state),
                 "back": module.to_pure_dict(module.from_flat_state(flat)),
                 "or": module.to_pure_dict(state | module.State({"new": 1})),
-                "minus": module.to_pure_dict(state - module.State({"b": 1})),
                 "mapped": module.to_pure_dict(
                     module.map_state(lambda p, x: str(p), state)
                 ),

@@ -396,6 +396,11 @@ def test_d4_lax_takes_the_value():
     assert equal(jax.lax.sin(v[...]), jnp.sin(jnp.arange(3.0)))
 
 
+def test_jax_24460_lax_on_a_variable_says_what_to_do():
+    with pytest.raises((ValueError, TypeError), match=r"\[\.\.\.\]"):
+        jax.lax.sin(arange())
+
+
 @pytest.mark.parametrize("name", D5)
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("reflected", [False, True])
