@@ -11,6 +11,7 @@ import itertools
 import pathlib
 import sys
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,7 @@ def new_training(seed, steps):
 
 def load_data(seed):
     """Training and held-out images (n, 8, 8, 1) in 0..1, and labels (n,)."""
-    digits = load_digits()
+    digits: Any = load_digits()
     images = (digits.images[..., None] / 16).astype(np.float32)
     labels = digits.target.astype(np.int32)
     return train_test_split(
@@ -148,7 +149,8 @@ def draw(path, history, model, images, labels):
     """A picture of the learning curves and of held-out digits with predictions."""
     matplotlib.use("Agg")
     figure = plt.figure(figsize=(11, 4.6), layout="constrained")
-    left, right = figure.subfigures(1, 2)
+    panels: Any = figure.subfigures(1, 2)
+    left, right = panels
     loss_axis, accuracy_axis = left.subplots(2, 1, sharex=True)
     epochs = range(1, len(history["loss"]) + 1)
     loss_axis.plot(epochs, history["loss"], marker=".", color="tab:blue")
@@ -198,7 +200,7 @@ def picture(text):
 
 def main():
     parser = argparse.ArgumentParser(
-        prog="python -m nnxlite.demo", description=__doc__.split("\n")[0]
+        prog="python -m nnxlite.demo", description=__doc__ and __doc__.split("\n")[0]
     )
     parser.add_argument("--epochs", type=positive, default=30, help="default: 30")
     parser.add_argument("--seed", type=seed_number, default=0, help="default: 0")

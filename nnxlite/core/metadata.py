@@ -168,15 +168,24 @@ def placed(value: Any, metadata: Mapping[str, Any]) -> Any:
     the value stays where it is, so that the same model runs on a single device.
     """
     spec = metadata["out_sharding"]
-    mesh = metadata.get("mesh") or jax.sharding.get_abstract_mesh()
-    if spec is None or not is_array(value) or not _shards_eagerly[0] or mesh.empty:
+    if spec is None or not is_array(value) or not _shards_eagerly[0]:
         return value
+    sharding, is_explicit = spec, False
     if not isinstance(spec, jax.sharding.Sharding):
-        spec = jax.sharding.PartitionSpec(*spec)
-    if isinstance(mesh, jax.sharding.Mesh) and not isinstance(
-        spec, jax.sharding.Sharding
-    ):
-        spec = jax.sharding.NamedSharding(mesh, spec)
-    if isinstance(value, Tracer):
-        return jax.lax.with_sharding_constraint(value, spec)
-    return jax.device_put(value, spec)
+        mesh = metadata.get("mesh") or jax.sharding.get_abstract_mesh()
+        if mesh.empty:
+            return value
+        sharding = jax.sharding.PartitionSpec(*spec)
+        if isinstance(mesh, jax.sharding.Mesh):
+            sharding = jax.sharding.NamedSharding(mesh, sharding)
+        is_explicit = jax.sharding.AxisType.Explicit in mesh.axis_types
+    if isinstance(value, jax.ShapeDtypeStruct):
+        if isinstance(sharding, jax.sharding.PartitionSpec):
+            mesh = jax.sharding.get_abstract_mesh()
+            sharding = jax.sharding.NamedSharding(mesh, sharding)
+        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
+    if not isinstance(value, Tracer):
+        return jax.device_put(value, sharding)
+    if is_explicit:
+        return jax.sharding.reshard(value, sharding)
+    return jax.lax.with_sharding_constraint(value, sharding)

@@ -58,5 +58,7 @@ def get_in(mapping: Any, path: Path) -> Any:
 def set_in(mapping: dict[Key, Any], path: Path, value: Any) -> None:
     """Writes into nested dicts at a non-empty path, making the levels it needs."""
     for key in path[:-1]:
-        mapping = mapping.setdefault(key, {})
+        if type(mapping.get(key)) is not dict:  # not there, or a leaf: it is replaced
+            mapping[key] = {}
+        mapping = mapping[key]
     mapping[path[-1]] = value

@@ -202,7 +202,7 @@ class Rngs(Pytree, _Draws):
 
     def __init__(
         self,
-        default: Seed | Mapping[str, Seed] | None = None,
+        default: "Seed | Mapping[str, Seed] | Rngs | None" = None,
         **rngs: Seed,
     ):
         if isinstance(default, (Mapping, Rngs)):
@@ -210,7 +210,10 @@ class Rngs(Pytree, _Draws):
         elif default is not None:
             rngs = {"default": default, **rngs}
         for name, key in rngs.items():
-            setattr(self, name, RngStream(key, tag=name))
+            try:
+                setattr(self, name, RngStream(key, tag=name))
+            except ValueError as error:
+                raise ValueError(f"the stream {name!r}: {error}") from None
 
     def __getattr__(self, name: str) -> RngStream:
         if name[:2] != "__" and name[:5] != "_nnx_":
@@ -322,8 +325,8 @@ def reseed(
     """
     if policy not in ("scalars_only", "match_shape") and not callable(policy):
         raise ValueError(
-            f"{policy!r} is no policy: use 'scalars_only', 'match_shape', or a function "
-            "(path, key, shape) -> key"
+            f"{policy!r} is no policy: use 'scalars_only', 'match_shape', or a "
+            "function (path, key, shape) -> key"
         )
     sources = Rngs(**stream_keys)
     found = [

@@ -36,8 +36,9 @@ class State(MutableMapping[Key, Any]):
       (['bias', 'kernel'], (2, 3))
     """
 
-    __slots__ = ("_mapping",)
+    __slots__ = ("_mapping", "_owner")
     _mapping: dict[Key, Any]
+    _owner: "tuple[State, Key] | None"  # the level above, and this level's key in it
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class State(MutableMapping[Key, Any]):
             mapping = mapping._mapping
         own = _copied(dict(mapping)) if _copy else mapping
         object.__setattr__(self, "_mapping", own)
+        object.__setattr__(self, "_owner", None)
 
     @property
     def raw_mapping(self) -> dict[Key, Any]:
@@ -58,10 +60,18 @@ class State(MutableMapping[Key, Any]):
 
     def __getitem__(self, key: Key) -> Any:
         value = self._mapping[key]
-        return State(value, _copy=False) if type(value) is dict else value
+        if type(value) is dict:
+            value = State(value, _copy=False)
+            object.__setattr__(value, "_owner", (self, key))
+        return value
 
     def __setitem__(self, key: Key, value: Any) -> None:
-        self._mapping[key] = value._mapping if isinstance(value, State) else value
+        if isinstance(value, State):
+            value = _level(value._mapping)
+        self._mapping[key] = value
+        if self._owner is not None:  # the level may now have keys that JAX cannot sort
+            owner, own_key = self._owner
+            owner._mapping[own_key] = _level(self._mapping)
 
     def __delitem__(self, key: Key) -> None:
         del self._mapping[key]
@@ -446,7 +456,7 @@ def restore_int_paths(pure_dict: Mapping[Key, Any]) -> dict[Key, Any]:
       {'layers': {0: 1}}
     """
     return {
-        int(key) if isinstance(key, str) and key.isdigit() else key: (
+        int(key) if isinstance(key, str) and key.isascii() and key.isdigit() else key: (
             restore_int_paths(value) if isinstance(value, Mapping) else value
         )
         for key, value in pure_dict.items()

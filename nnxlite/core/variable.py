@@ -50,6 +50,9 @@ class Variable(ArrayOperators, Generic[A]):
     `jnp` functions take it as its value and return plain arrays; `jax.lax` functions
     take `v[...]`.
 
+    Metadata, and what attributes the value has when it is written, are attributes of
+    the Variable too: `v.shape`, `v.sum()`.
+
     A subclass may override `get_value` and `set_value` to store something else than
     it shows; gradients are then with respect to what is stored (`raw_value`).
 
@@ -93,18 +96,10 @@ class Variable(ArrayOperators, Generic[A]):
         super().__init_subclass__(**kwargs)
         cls._no_metadata = Metadata.of(cls, {})
         cls.__hash__ = object.__hash__
-        if cls.get_value is not Variable.get_value:
-            cls.value = property(cls.get_value, cls.set_value)
+        overridden = cls.get_value, cls.set_value
+        if overridden != (Variable.get_value, Variable.set_value):
+            setattr(cls, "value", property(*overridden))  # noqa: B010
         register_as_pytree(cls)
-
-    @property
-    def value(self) -> A:
-        """The value, as `get_value` gives it."""
-        return frames.read(self) if everywhere else _current(self)
-
-    @value.setter
-    def value(self, value: Any) -> None:
-        self.set_value(value)
 
     def get_value(self, *, index: Any = MISSING) -> Any:
         """Returns the value, or a part of it; dicts and lists are copied."""
@@ -125,16 +120,20 @@ class Variable(ArrayOperators, Generic[A]):
             value = _updated(self.raw_value, index, value)
         self.raw_value = value
 
-    @property
-    def raw_value(self) -> Any:
-        """What is stored: differs from `value` where a subclass overrides that."""
-        return frames.read(self) if everywhere else _current(self)
+    def get_raw_value(self) -> Any:
+        """Returns what is stored: `value`, unless a subclass overrides `get_value`."""
+        if everywhere:
+            return frames.read(self)
+        try:
+            return self._cell.value
+        except AttributeError:
+            raise frames.ended(self) from None
 
-    @raw_value.setter
-    def raw_value(self, value: Any) -> None:
+    def set_raw_value(self, value: Any) -> None:
+        """Replaces what is stored."""
         if frames.write(self, value):
             return
-        old = _current(self)
+        old = self.raw_value
         if type(value) is not type(old) or not is_array(value):
             if type(value) not in _forwarded_types:
                 _forward_value(value)
@@ -142,13 +141,11 @@ class Variable(ArrayOperators, Generic[A]):
                 self._leave_cell()
         self._cell.value = value
 
-    def get_raw_value(self) -> Any:
-        """Returns `raw_value`."""
-        return self.raw_value
-
-    def set_raw_value(self, value: Any) -> None:
-        """Writes `raw_value`."""
-        self.raw_value = value
+    raw_value: Any = property(get_raw_value, set_raw_value)
+    if TYPE_CHECKING:
+        value: A
+    else:  # one Python call for a read: JAX makes it once a Variable and flattening
+        value = property(get_raw_value, set_value)
 
     def __getitem__(self, index: Any) -> Any:
         value = self.get_value()
@@ -312,13 +309,6 @@ def _take_metadata(variable: Variable[Any], metadata: Metadata) -> None:
         _forward(metadata)
         metadata.is_forwarded = True
     _set_metadata(variable, metadata)
-
-
-def _current(variable: Variable[Any]) -> Any:
-    try:
-        return variable._cell.value
-    except AttributeError:
-        raise frames.ended(variable) from None
 
 
 class _Forwarded:

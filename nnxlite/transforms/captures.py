@@ -168,10 +168,14 @@ def is_followed(value: Any) -> bool:
     """True for a function whose own sight belongs to whoever sees it."""
     if isinstance(value, (functools.partial, types.MethodType)):
         return True
-    if isinstance(value, types.FunctionType):
-        module = str(value.__globals__.get("__name__"))  # __module__ may be copied
-        return module.partition(".")[0] not in _NOT_FOLLOWED
+    if isinstance(value, types.FunctionType) and not _is_of_library(value):
+        return True
     return callable(value) and hasattr(value, "__wrapped__")
+
+
+def _is_of_library(function: types.FunctionType) -> bool:
+    module = str(function.__globals__.get("__name__"))  # __module__ may be copied
+    return module.partition(".")[0] in _NOT_FOLLOWED
 
 
 def _places(seen: Any) -> Iterable[tuple[str, Callable[[], Any]]]:
@@ -182,7 +186,7 @@ def _places(seen: Any) -> Iterable[tuple[str, Callable[[], Any]]]:
     elif isinstance(seen, functools.partial):
         for name in ("func", "args", "keywords"):
             yield name, functools.partial(getattr, seen, name)
-    elif isinstance(seen, types.FunctionType):
+    elif isinstance(seen, types.FunctionType) and not _is_of_library(seen):
         for name, cell in zip(
             seen.__code__.co_freevars, seen.__closure__ or (), strict=True
         ):
@@ -192,7 +196,7 @@ def _places(seen: Any) -> Iterable[tuple[str, Callable[[], Any]]]:
         for name in ("__defaults__", "__kwdefaults__"):
             if getattr(seen, name):
                 yield name, functools.partial(getattr, seen, name)
-    else:
+    elif hasattr(seen, "__wrapped__"):
         yield "__wrapped__", functools.partial(getattr, seen, "__wrapped__")
 
 

@@ -494,35 +494,6 @@ def test_d39_data_added_to_a_plain_dict_is_seen():
     assert paths_of(module) == (("items", "w"),)
 
 
-# D31, Sequential
-
-
-def test_d31_a_tuple_becomes_arguments_and_a_dict_keywords():
-    model = nnx.Sequential(
-        lambda x: (x, x + 1), lambda a, b: {"p": a, "q": b}, lambda *, p, q: p - q
-    )
-    assert model(3) == -1
-
-
-def test_d31_empty_returns_its_input():
-    x = jnp.ones(2)
-    assert nnx.Sequential()(x) is x
-
-
-@pytest.mark.parametrize("when", ["construction", "call"])
-def test_d31_a_layer_that_is_not_callable_raises(when: str):
-    if when == "construction":
-        with pytest.raises(TypeError, match=r"layers\[1\] is not callable: 3"):
-            nnx.Sequential(nnx.relu, 3)  # pyright: ignore
-        return
-    model = nnx.Sequential(nnx.relu)
-    model.layers.append(3)  # pyright: ignore
-    before = snapshot(model)
-    with pytest.raises(TypeError, match=r"layers\[1\] is not callable: 3"):
-        model(jnp.ones(2))
-    before.check()
-
-
 # D32, iteration
 
 

@@ -1,5 +1,6 @@
 """State and its forms: nested, flat, pure dicts; order, selection, merging."""
 
+import contextlib
 import copy
 import itertools
 import pickle
@@ -246,6 +247,13 @@ def test_d26_merging_does_not_write_into_a_leaf():
     merged = nnx.State({"a": leaf}) | {"a": {"y": nnx.Param(2)}}
     assert leaf.value == {"x": 1}
     assert as_dict(merged)["a"].keys() == {"y"}
+
+
+def test_d26_conflicting_paths_do_not_write_into_a_leaf():
+    leaf = nnx.Param({"x": 1})
+    with contextlib.suppress(ValueError):  # an error would do as well
+        nnx.from_flat_state([(("a",), leaf), (("a", "y"), nnx.Param(2))])
+    assert leaf.value == {"x": 1}
 
 
 def test_d26_merging_to_another_class():

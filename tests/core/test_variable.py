@@ -449,8 +449,6 @@ def test_d6_attributes_of_any_object():
     config.rate = 0.1
     v = nnx.Variable(config)
     assert v.rate == 0.1
-    config.added_later = 0.2
-    assert v.added_later == 0.2
     v.value = jnp.ones(2)
     assert not hasattr(v, "rate") and v.shape == (2,)
 

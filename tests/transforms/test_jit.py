@@ -814,8 +814,8 @@ def test_d63_a_hidden_object_raises_and_is_named(place: str, use: str):
     for _ in range(2):
         with pytest.raises(
             nnx.TraceContextError,
-            match=r"(Param 'Net\.w'|Net).* inside nnx\.jit of '<lambda>', which does not "
-            r"visibly see it.*Nothing was changed\. Pass it as an argument",
+            match=r"(Param 'Net\.w'|Net).* inside nnx\.jit of '<lambda>', which does "
+            r"not visibly see it.*Nothing was changed\. Pass it as an argument",
         ):
             step(*args)
         before.check()
