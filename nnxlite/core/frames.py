@@ -15,6 +15,12 @@ it reads must have been handed in. Other frames see everything around them.
 Frames belong to one thread. `everywhere` lists those of all threads: while it is
 empty no read or write needs to look for a frame, which keeps eager code fast.
 
+JAX keeps what it has traced of a function that a plain transform was given, and with
+it, as constants, what reading a Variable gave there. It must not find that again where
+the Variable has another value. So each frame has a *level*, a JAX user context that is
+part of the key of these caches; levels are used again, until a Variable was read under
+a plain transform: then the next frame, and the next write, get a new one.
+
 A *stamp* stands for the structure of one node (Module, List, Dict) as it is now.
 Every structural change gives the node a new one; if somebody watches the old stamp,
 the global `epoch` changes too. So "nothing that anybody watches has changed" is one
@@ -22,6 +28,7 @@ comparison, and "these nodes are as they were" one a node, without touching a no
 """
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -35,8 +42,13 @@ with jax.ensure_compile_time_eval():
     NO_TRACE = get_opaque_trace_state()
 
 
+_level = jax.make_user_context(None)
+_generations = itertools.count(1)
+
+
 class _ThreadState(threading.local):
     frame: "Frame | None" = None
+    generation: int = 0
 
 
 _thread = _ThreadState()
@@ -77,11 +89,16 @@ class Frame:
       known: the objects that were handed in, by id, with their index.
       values: the value that each Variable has at this level.
       written: the Variables written at this level, in order.
+      depth: how many frames are around this one.
+      is_cached: whether JAX may keep what a Variable's value was at this level.
       made: by id, each object made at this level and the trace in which it was made.
       journal: by id, each outer object changed here and its structure before.
     """
 
     __slots__ = (
+        "contexts",
+        "depth",
+        "is_cached",
         "is_sealed",
         "journal",
         "known",
@@ -102,7 +119,21 @@ class Frame:
         self.made: dict[int, tuple[Any, Any]] = {}
         self.journal: dict[int, tuple[Any, Any]] = {}
         self.parent = _thread.frame
+        self.depth: int = 0 if self.parent is None else self.parent.depth + 1
+        self.is_cached = False
+        self.contexts = contextlib.ExitStack()
         self.trace = get_opaque_trace_state()
+
+    def enter_level(self) -> None:
+        """Separates what JAX traces from here on from what it has kept."""
+        level = (threading.get_ident(), _thread.generation, self.depth)
+        self.contexts.enter_context(_level(level))
+
+    def leave_level(self) -> None:
+        """Makes sure that this level is not used again if JAX may have kept it."""
+        if self.is_cached:
+            _thread.generation = next(_generations)
+            self.is_cached = False
 
     def hides(self, obj: Any) -> bool:
         """True if this frame is sealed and `obj` was neither handed in nor made."""
@@ -119,23 +150,16 @@ def entered(frame: Frame) -> Iterator[Frame]:
     """Makes `frame` the innermost one; on leaving, undoes its structural changes."""
     _thread.frame = frame
     everywhere.append(frame)
+    frame.enter_level()
     try:
         yield frame
     finally:
+        frame.leave_level()
+        frame.contexts.close()
         _thread.frame = frame.parent
         everywhere.remove(frame)
         for obj, structure in frame.journal.values():
             obj._nnx_restore(structure)
-
-
-@contextlib.contextmanager
-def suspended() -> Iterator[None]:
-    """Leaves all frames of this thread for a while, to look at the outside values."""
-    frame, _thread.frame = _thread.frame, None
-    try:
-        yield
-    finally:
-        _thread.frame = frame
 
 
 def home_of_new(obj: Any) -> Any:
@@ -149,6 +173,8 @@ def home_of_new(obj: Any) -> Any:
 def read(variable: Any) -> Any:
     """The value that a Variable has at the innermost level that knows it."""
     frame = _thread.frame
+    if frame is not None and not frame.is_cached:
+        frame.is_cached = get_opaque_trace_state() != frame.trace
     while frame is not None:
         if variable in frame.values:
             return frame.values[variable]
@@ -169,6 +195,9 @@ def write(variable: Any, value: Any) -> bool:
         return False
     frame.values[variable] = value
     frame.written[variable] = None
+    if frame.is_cached:
+        frame.leave_level()
+        frame.enter_level()
     return True
 
 
@@ -183,6 +212,15 @@ def before_change(obj: Any, home: Any, part: str = "") -> None:
     if frame is None or id(obj) in frame.made or id(obj) in frame.journal:
         return
     frame.journal[id(obj)] = (obj, obj._nnx_snapshot())
+
+
+def is_local(obj: Any, home: Any) -> bool:
+    """True if an object may be changed here; see `check_may_change`."""
+    frame = _thread.frame
+    if frame is not None:
+        made = frame.made.get(id(obj))
+        home = frame.trace if made is None else made[1]
+    return bool(get_opaque_trace_state() == home)
 
 
 def check_may_change(obj: Any, home: Any, part: str = "") -> None:

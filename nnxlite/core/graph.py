@@ -21,6 +21,7 @@ import jax
 
 from .arrays import is_array
 from .filters import Filter
+from .frames import is_local
 from .metadata import Metadata
 from .module import (
     Pytree,
@@ -372,7 +373,8 @@ def merge(
       *states: States, nested dicts or FlatStates, in any order; leaves may be
         Variables, which become part of the new graph, or bare values, which get new
         Variables of the recorded kind.
-      copy: whether Variables are copied.
+      copy: whether Variables are copied; inside a plain JAX transform those from
+        outside always are.
       recreate_variables: has no effect; Flax's spelling of the same.
 
     Raises:
@@ -412,7 +414,8 @@ def merge(
         if isinstance(value, Variable):
             if isinstance(record, ArrayRecord):
                 return value.raw_value
-            return value.copy() if copy else value
+            # One that lives outside a plain JAX transform could not be written inside.
+            return value if not copy and is_local(value, value._home) else value.copy()
         return value
 
     return Putting(graphdef.records, leaf).put()

@@ -181,11 +181,17 @@ def placed(value: Any, metadata: Mapping[str, Any]) -> Any:
         is_explicit = jax.sharding.AxisType.Explicit in mesh.axis_types
     if isinstance(value, jax.ShapeDtypeStruct):
         if isinstance(sharding, jax.sharding.PartitionSpec):
-            mesh = jax.sharding.get_abstract_mesh()
-            sharding = jax.sharding.NamedSharding(mesh, sharding)
+            sharding = jax.sharding.NamedSharding(_mesh_in_use(), sharding)
         return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
     if not isinstance(value, Tracer):
         return jax.device_put(value, sharding)
     if is_explicit:
         return jax.sharding.reshard(value, sharding)
     return jax.lax.with_sharding_constraint(value, sharding)
+
+
+def _mesh_in_use() -> Any:
+    try:
+        return jax.sharding.get_mesh()
+    except ValueError:  # while tracing only the abstract mesh is known
+        return jax.sharding.get_abstract_mesh()

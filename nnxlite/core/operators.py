@@ -6,7 +6,6 @@ on the left still holds the same Variable. The methods are made from three table
 """
 
 import operator
-import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -80,18 +79,8 @@ class ArrayOperators:
         array = np.asarray(self.get_value(), dtype=dtype)
         return array.copy() if copy else array
 
-    @property
-    def __jax_array__(self) -> Callable[[], Any]:
-        # These ask only to raise an error that does not say what to do (JAX >= 0.8).
-        if sys._getframe(1).f_code.co_name in (
-            "shaped_abstractify",
-            "canonicalize_value",
-        ):
-            raise TypeError(
-                f"a {type(self).__name__} is no JAX array: functions of jax.lax, and "
-                "others that take arrays only, want its value, `v[...]`"
-            )
-        return self.get_value
+    def __jax_array__(self) -> Any:
+        return self.get_value()
 
     if TYPE_CHECKING:  # what the tables below define, for type checkers
 

@@ -27,6 +27,7 @@ from .arrays import array_repr, is_array, is_dynamic
 from .frames import everywhere
 from .metadata import Metadata, VariableMetadata, placed
 from .operators import ArrayOperators, value_of
+from .workarounds import let_lax_take
 
 A = TypeVar("A")
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
@@ -47,8 +48,7 @@ class Variable(ArrayOperators, Generic[A]):
 
     Read with `v.value`, `v[...]` or `v[index]`; write with `v.value = x`,
     `v[...] = x` (keeps shape and dtype), `v[index] = x` or `v += x`. Operators and
-    `jnp` functions take it as its value and return plain arrays; `jax.lax` functions
-    take `v[...]`.
+    functions of `jnp` and `jax.lax` take it as its value and return plain arrays.
 
     Metadata, and what attributes the value has when it is written, are attributes of
     the Variable too: `v.shape`, `v.sum()`.
@@ -437,3 +437,4 @@ def register_as_pytree(kind: type[Variable[Any]]) -> None:
 
 
 register_as_pytree(Variable)
+let_lax_take(Variable, value_of)

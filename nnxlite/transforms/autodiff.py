@@ -7,16 +7,17 @@ attributes) comes out as auxiliary output and is applied, as plain values.
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..core.arrays import is_array
+from ..core.arrays import is_array, is_dynamic
 from ..core.filters import to_predicate
 from ..core.graph import Taking
 from ..core.kinds import Param
+from ..core.operators import value_of
 from ..core.paths import Path, format_path
 from ..core.state import State
 from ..core.variable import MISSING, Variable
@@ -60,7 +61,10 @@ class _Differentiated(NamedTuple):
 
 
 def _open(
-    args: Sequence[Any], wanted: Sequence[DiffState], allow_int: bool
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    wanted: Sequence[DiffState],
+    allow_int: bool,
 ) -> tuple[list[list[_Differentiated]], list[Any]]:
     """Finds what to differentiate, one list for each wanted argument; checks aliasing.
 
@@ -78,26 +82,31 @@ def _open(
         ]
         found.append(parts)
         treedefs.append(treedef)
-    chosen = {diff.argnum for diff in wanted}
-    for number, arg in enumerate(args):
-        if number in chosen or not differentiated:
-            continue
-        for leaf in flatten(arg)[0]:
-            if kind_of(leaf) not in (NODE, VARIABLE):
-                continue
-            walk = Taking()
-            walk.take(leaf, (number,))
-            for path, variable in zip(walk.paths, walk.leaves, strict=True):
-                if id(variable) in differentiated:
-                    first = differentiated[id(variable)]
-                    raise ValueError(
-                        f"Inconsistent aliasing detected: the "
-                        f"{type(variable).__name__} at args[{first[0]}]"
-                        f"{format_path(first[1:])!r} is differentiated, but it is also "
-                        f"at args[{path[0]}]{format_path(path[1:])!r}, which is not. "
-                        "Pass the object once, or name both arguments in argnums"
-                    )
+    if differentiated:
+        chosen = {diff.argnum for diff in wanted}
+        rest = {n: x for n, x in enumerate(args) if n not in chosen}
+        _check_aliasing({**rest, **kwargs}, differentiated)
     return found, treedefs
+
+
+def _check_aliasing(others: Mapping[Any, Any], differentiated: dict[int, Path]) -> None:
+    walk = Taking()
+    for number, arg in others.items():
+        walk.take(arg, (number,))
+    for path, variable in zip(walk.paths, walk.leaves, strict=True):
+        if id(variable) in differentiated:
+            first = differentiated[id(variable)]
+            raise ValueError(
+                f"Inconsistent aliasing detected: the {type(variable).__name__} at "
+                f"{_in_arguments(first)} is differentiated, but it is also at "
+                f"{_in_arguments(path)}, which is not. Pass the object once, or name "
+                "both arguments in argnums"
+            )
+
+
+def _in_arguments(path: Path) -> str:
+    root = f"args[{path[0]}]" if isinstance(path[0], int) else str(path[0])
+    return format_path(path[1:], root=root)
 
 
 def _part(
@@ -139,8 +148,8 @@ def _holder(root: Any, path: Path) -> Holder:
 
 def _check_is_float(value: Any, path: Path) -> None:
     for leaf in jax.tree.leaves(value):
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.inexact):
+        dtype = jnp.result_type(leaf) if is_dynamic(leaf) else type(leaf).__name__
+        if not is_dynamic(leaf) or not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
                 f"cannot differentiate with respect to {format_path(path)!r}: its "
                 f"dtype is {dtype}, and gradients need a float. Select other "
@@ -154,13 +163,17 @@ def _as_diff_states(argnums: Any) -> tuple[list[DiffState], bool]:
         a if isinstance(a, DiffState) else DiffState(a, Param)
         for a in ([argnums] if is_single else argnums)
     ]
-    numbers = [diff.argnum for diff in wanted]
+    _check_different(wanted)
+    return wanted, is_single
+
+
+def _check_different(diffs: Sequence[DiffState]) -> None:
+    numbers = [diff.argnum for diff in diffs]
     if len(set(numbers)) < len(numbers):
         raise ValueError(
             f"argnums names an argument twice: {numbers}; combine the filters of one "
             "argument in a single nnx.DiffState"
         )
-    return wanted, is_single
 
 
 def value_and_grad(
@@ -189,28 +202,33 @@ def value_and_grad(
         return lambda f: value_and_grad(f, **given)
     if reduce_axes:
         raise ValueError("reduce_axes is not supported by JAX any more: leave it out")
+    if not callable(f):
+        raise TypeError(f"nnx.value_and_grad needs a callable, got {f!r}")
     wanted, is_single = _as_diff_states(argnums)
     function, own_args, own_kwargs = unbound(f)
     name = getattr(f, "__name__", type(f).__name__)
     offset = len(own_args)
-    parameters = _positional_parameters(function) if callable(function) else []
+    parameters = _positional_parameters(function)
 
     def differentiate(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = own_args + args, {**own_kwargs, **kwargs}
         diffs = [
             DiffState(_position(d.argnum, offset, len(args)), d.filter) for d in wanted
         ]
+        _check_different(diffs)
         needed = max(d.argnum for d in diffs)
+        lowest = min(d.argnum for d in diffs)
         while len(args) <= needed < len(parameters):
             if parameters[len(args)] not in kwargs:
                 break
             args = (*args, kwargs.pop(parameters[len(args)]))
-        if needed >= len(args):
+        if needed >= len(args) or lowest < 0:
             raise TypeError(
-                f"nnx.grad of '{name}' differentiates argument {needed - offset}, but "
+                f"nnx.grad of '{name}' differentiates argument "
+                f"{max(d.argnum for d in wanted)}, but "
                 f"the call has {len(args) - offset} positional arguments"
             )
-        found, treedefs = _open(args, diffs, allow_int)
+        found, treedefs = _open(args, kwargs, diffs, allow_int)
 
         def run(values: Any) -> tuple[Any, Departure]:
             with Visit(f"nnx.grad of '{name}'") as visit:
@@ -225,10 +243,8 @@ def value_and_grad(
                         ]
                     )
                 result = function(*inside, **kwargs)
-                if not has_aux:
-                    return result, visit.depart(None)
-                value, aux = _value_and_aux(result, name)
-                return value, visit.depart(aux)
+                value, aux = _value_and_aux(result, name) if has_aux else (result, None)
+                return value_of(value), visit.depart(aux)
 
         values = [[part.values for part in parts] for parts in found]
         transformed = jax.value_and_grad(

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.frames import is_local
 from ..core.module import Pytree
 from ..core.statics import SMALL_BYTES, static_key
 from ..core.variable import Variable
@@ -38,6 +39,7 @@ Place = tuple[Any, str]  # the code of a function, and a name in it
 class View:
     """What one function sees, as far as it is found by following functions.
 
+    `contained` are the functions in containers, which are followed too.
     `pinned` are the places whose values settle what else is seen; as long as they hold
     the same objects, `constants` holds too. `watched` are the places with containers,
     whose contents may change in place and are read anew at every look.
@@ -52,6 +54,7 @@ class View:
 
     __slots__ = (
         "constants",
+        "contained",
         "function",
         "ignored",
         "objects",
@@ -73,6 +76,7 @@ class View:
         self.pinned: list[tuple[Callable[[], Any], Callable[[], Any]]] = []
         self.watched: list[tuple[Place, Callable[[], Any]]] = []
         self.objects: list[Callable[[], Any]] = []
+        self.contained: list[Any] = []
         constants: list[tuple[Place, Hashable]] = []
         followed: set[int] = set()
         waiting: list[Any] = [function]
@@ -91,10 +95,14 @@ class View:
                     self._pin(read, value)
                     waiting.append(value)
                     constants.append((place, getattr(value, "__code__", type(value))))
-                elif place in ignored:
-                    continue
                 elif _may_change_inside(value):
                     self.watched.append((place, read))
+                    if place not in ignored:
+                        inner = [x for x in flatten(value)[0] if is_followed(x)]
+                        self.contained += inner
+                        waiting += inner
+                elif place in ignored:
+                    continue
                 else:
                     self._pin(read, value)
                     constants.append((place, static_key(value)))
@@ -120,7 +128,14 @@ class View:
         objects = [reference() for reference in self.objects]
         if not self.watched:
             return objects, self.token
-        keys = [_contents(read, objects) for _, read in self.watched]
+        functions: list[Any] = []
+        keys = [
+            _contents(read, objects, functions, place in self.ignored)
+            for place, read in self.watched
+        ]
+        if list(map(id, functions)) != list(map(id, self.contained)):
+            self.__init__(self.function, self.tokens, self.ignored)
+            return self.look()
         return objects, (self.token, *keys)
 
     def without_effects(self, seen_before: Hashable) -> "View":
@@ -141,17 +156,33 @@ class View:
         return places
 
 
-def _contents(read: Callable[[], Any], objects: list[Any]) -> Hashable:
-    """A key of a container's contents; adds the objects in it to `objects`."""
+def _contents(
+    read: Callable[[], Any],
+    objects: list[Any],
+    functions: list[Any],
+    is_ignored: bool,
+) -> Hashable:
+    """A key of a container's contents; adds to the objects and functions seen in it."""
     leaves, treedef = flatten(read())
-    keys: list[Hashable] = [treedef]
+    keys: list[Hashable] = ["ignored" if is_ignored else treedef]
     for leaf in leaves:
         if isinstance(leaf, (Pytree, Variable)):
+            if is_ignored and not is_local(leaf, _home_of(leaf)):
+                continue  # the function has put it there while it was traced
             objects.append(leaf)
             keys.append(type(leaf))
+        elif is_ignored:
+            continue
+        elif is_followed(leaf):
+            functions.append(leaf)
+            keys.append(getattr(leaf, "__code__", type(leaf)))
         else:
             keys.append(static_key(leaf))
     return tuple(keys)
+
+
+def _home_of(obj: Any) -> Any:
+    return obj._home if isinstance(obj, Variable) else obj._nnx_stamp.home
 
 
 def _may_change_inside(value: Any) -> bool:
@@ -184,8 +215,9 @@ def _places(seen: Any) -> Iterable[tuple[str, Callable[[], Any]]]:
         yield "self", functools.partial(getattr, seen, "__self__")
         yield "function", functools.partial(getattr, seen, "__func__")
     elif isinstance(seen, functools.partial):
-        for name in ("func", "args", "keywords"):
-            yield name, functools.partial(getattr, seen, name)
+        yield "func", functools.partial(getattr, seen, "func")
+        yield from _items(seen, "args")
+        yield from _items(seen, "keywords")
     elif isinstance(seen, types.FunctionType) and not _is_of_library(seen):
         for name, cell in zip(
             seen.__code__.co_freevars, seen.__closure__ or (), strict=True
@@ -193,11 +225,25 @@ def _places(seen: Any) -> Iterable[tuple[str, Callable[[], Any]]]:
             yield name, functools.partial(_content, cell)
         for name in global_names(seen.__code__):
             yield name, functools.partial(seen.__globals__.get, name, _ABSENT)
-        for name in ("__defaults__", "__kwdefaults__"):
-            if getattr(seen, name):
-                yield name, functools.partial(getattr, seen, name)
+        yield from _items(seen, "__defaults__")
+        yield from _items(seen, "__kwdefaults__")
     elif hasattr(seen, "__wrapped__"):
         yield "__wrapped__", functools.partial(getattr, seen, "__wrapped__")
+
+
+def _items(owner: Any, attribute: str) -> Iterable[tuple[str, Callable[[], Any]]]:
+    """Each element of a tuple or dict that a callable has, as a place of its own."""
+    items = getattr(owner, attribute) or ()
+    for key in items if isinstance(items, dict) else range(len(items)):
+        read = functools.partial(_item, owner, attribute, key)
+        yield f"{attribute}[{key!r}]", read
+
+
+def _item(owner: Any, attribute: str, key: Any) -> Any:
+    try:
+        return getattr(owner, attribute)[key]
+    except (TypeError, LookupError):  # the defaults of a function may be replaced
+        return _ABSENT
 
 
 def _content(cell: types.CellType) -> Any:
@@ -224,6 +270,16 @@ def global_names(code: types.CodeType) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def _is_plain_callable(value: Any) -> bool:
+    """True for an instance of a user's class with `__call__`, as a Trainer may be."""
+    call = getattr(type(value), "__call__", None)  # noqa: B004
+    return (
+        isinstance(call, types.FunctionType)
+        and not _is_of_library(call)
+        and not hasattr(value, "__wrapped__")
+    )
+
+
 def unbound(function: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """A callable as a plain function, and the arguments that it brings along.
 
@@ -238,7 +294,7 @@ def unbound(function: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
             function = function.func
         elif isinstance(function, types.MethodType):
             args, function = (function.__self__, *args), function.__func__
-        elif isinstance(function, Pytree):
+        elif isinstance(function, Pytree) or _is_plain_callable(function):
             args, function = (function, *args), type(function).__call__
         else:
             return function, args, keywords

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state, jaxpr_as_fun
 
-from ..core import frames
 from ..core.frames import NO_TRACE, Frame, everywhere
 from ..core.graph import Putting, Taking
 from ..core.metadata import placed
@@ -348,7 +347,7 @@ class Jitted(Generic[P, R]):
         self._view = view.without_effects(opened.constants)
         again = opened.with_view(*self._view.look())
         if again.key != opened.key:
-            self._plans.adopt(again, plan.program)
+            self._plans.adopt(again, plan)
 
     @overload
     def __get__(self, instance: None, owner: Any = None) -> "Jitted[P, R]": ...
@@ -385,6 +384,9 @@ class Jitted(Generic[P, R]):
     def clear_cache(self) -> None:
         """Forgets all compiled programs."""
         self._plans.clear()
+
+    def __deepcopy__(self, memo: Any) -> "Jitted[P, R]":
+        return self  # as functions are
 
     def __repr__(self) -> str:
         return f"<{self.description}>"
@@ -613,5 +615,4 @@ def eval_shape(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         shape, metadata = next(shapes), getattr(record, "metadata", {})
         return placed(shape, metadata) if "out_sharding" in metadata else shape
 
-    with frames.suspended():
-        return Putting(made[0].records, leaf).put()
+    return Putting(made[0].records, leaf).put()

@@ -395,9 +395,13 @@ class Plans:
         assert values is not None
         return plan, values
 
-    def adopt(self, opened: Opened, program: Any) -> None:
-        """Lets a program stand for the structure of other arguments too."""
-        self._programs.setdefault(Plan(opened).structure, program)
+    def adopt(self, opened: Opened, plan: Plan) -> None:
+        """Lets a plan's program stand for the same objects under another key too."""
+        for structure in (
+            (opened.structure(), *plan.structure[1:]),
+            Plan(opened).structure,  # tracing may have changed what statics hold, too
+        ):
+            self._programs.setdefault(structure, plan.program)
 
     def _keep(self, key: Hashable, plan: Plan, opened: Opened) -> None:
         """Keeps a plan until one of its roots dies."""

@@ -53,9 +53,11 @@ class Bound:
     def _which(self, ways: Sequence[str]) -> list[int]:
         return [n for n, way in enumerate(self._ways) if way in ways]
 
-    def bind(self, objects: Sequence[Any]) -> None:
-        """Gives the function the objects of a graph, in the place of another's."""
-        self.objects = [picked(objects, n) for n in self._numbers]
+    def bind(self, objects: Sequence[Any], numbers: Sequence[int] = ()) -> None:
+        """Gives the function other objects of a graph, or those of another graph."""
+        objects = [x for x in objects if not isinstance(x, Trainer)]
+        numbers = (*numbers, *self._numbers[len(numbers) :])[: len(self._numbers)]
+        self.objects = [picked(objects, n) for n in numbers]
         for n in self._which(("plain",)):
             self.objects[n] = Trainer(self.objects[n])
         for n, rebind in self._rebinds:

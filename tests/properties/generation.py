@@ -23,7 +23,7 @@ def entries(names: Strategy, values: Strategy) -> Strategy:
     return st.dictionaries(names, values, max_size=2).map(lambda d: tuple(d.items()))
 
 
-numbers = st.integers(0, 7)
+numbers = st.integers(0, 7) | st.integers(-3, 30)
 small = st.integers(1, 5)
 names = st.sampled_from(["a", "b", "c", "d"])
 keys = st.sampled_from(["x", "y", "items"])
@@ -78,7 +78,12 @@ values = st.one_of(
 )
 results = st.one_of(existing, values, case("state", numbers))
 
-READING = (case("read", numbers), case("give", results), case("give_total"))
+READING = (
+    case("read", numbers),
+    case("survey"),
+    case("give", results),
+    case("give_total"),
+)
 WRITING = (
     case("write", numbers, contents),
     case("write_all", numbers, contents),
@@ -92,6 +97,7 @@ CONNECTING = (
     case("set", numbers, names, holders),
     case("set", numbers, names, existing),
     case("replace", numbers, values),
+    case("share", numbers, numbers, variables | containers(plain)),
     case("mark", numbers, names, st.just("data"), st.sampled_from([0.5, 1.0])),
     case("mark", numbers, names, st.just("static"), st.sampled_from([1, "text"])),
 )
@@ -156,13 +162,19 @@ programs = st.builds(
     objects=blocks(case("module", modules, st.just(())) | variables, 4).map(
         lambda rest: (("module", "Node", ()), *rest)
     ),
-    edges=blocks(st.one_of(*CONNECTING), 8),
+    edges=blocks(st.one_of(*CONNECTING), 10),
     ways=ways(),
     body=st.one_of(
-        bodies(calm), bodies(lively), bodies(lively), bodies(lively), failing_bodies()
+        bodies(calm),
+        bodies(calm),
+        bodies(lively),
+        bodies(lively),
+        bodies(lively),
+        failing_bodies(),
     ),
-    between=st.just(()) | blocks(lively, 2),
+    between=blocks(lively, 3),
     is_between_compiled=st.booleans(),
+    again=st.just(()) | blocks(numbers, 3),
     inputs=st.tuples(*[st.sampled_from(["array", "array", *INPUTS])] * 2),
     forgets=st.booleans(),
     fresh=st.booleans(),

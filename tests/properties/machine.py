@@ -148,8 +148,24 @@ class Machine:
     def read(self, number: int) -> None:
         variable = picked(self.objects(nnx.Variable), number)
         if variable is not None:
-            for leaf in filter(is_numeric, jax.tree.leaves(variable.value)):
-                self.total = self.total + jnp.sum(jnp.asarray(leaf, jnp.float32))
+            self.add(variable.value)
+
+    def add(self, value: Any) -> None:
+        for leaf in filter(is_numeric, jax.tree.leaves(value)):
+            self.total = self.total + jnp.sum(jnp.asarray(leaf, jnp.float32))
+
+    def survey(self) -> None:
+        """Reads everything, structure too, so that the result depends on it."""
+        numbers = {id(obj): n for n, obj in enumerate(self.objects())}
+        seen = len(numbers)
+        for n, obj in enumerate(self.objects()):
+            if isinstance(obj, nnx.Variable):
+                seen += (n + 1) * len(obj.get_metadata())
+                self.add(obj.value)
+            for _, value in items_of(obj):
+                seen += n * numbers.get(id(value), 1)
+                seen += n * value if type(value) is int else 0
+        self.total = self.total + seen % 64
 
     def write(self, number: int, content: Any) -> None:
         variable = picked(self.objects(nnx.Variable), number)
@@ -239,6 +255,13 @@ class Machine:
             if not (kept[0] and is_dynamic(y) or kept[1] and is_dynamic(x)):
                 _set(a, i, y)
                 _set(b, j, x)
+
+    def share(self, number: int, other: int, what: Any) -> None:
+        """Puts one new value at two places."""
+        value, places = self.new(what), self.places()
+        if places and not isinstance(value, (list, dict)):
+            for place in (picked(places, number), picked(places, other)):
+                self.put(*place[:2], value)
 
     def append(self, number: int, what: Any) -> None:
         target = picked(self.objects(nnx.List), number)

@@ -32,6 +32,7 @@ class Program:
       body: the function's instructions.
       between: instructions carried out between the calls.
       is_between_compiled: whether that is another compiled function.
+      again: numbers of the objects for the second call; those before, if empty.
       inputs: for each call, what array the function gets too; see `INPUTS`.
       forgets: whether what is out of reach after a call is dropped.
       fresh: whether at last the function gets another graph that is built alike.
@@ -44,6 +45,7 @@ class Program:
     body: tuple[Any, ...] = ()
     between: tuple[Any, ...] = ()
     is_between_compiled: bool = False
+    again: tuple[int, ...] = ()
     inputs: tuple[str, str] = ("array", "array")
     forgets: bool = False
     fresh: bool = False

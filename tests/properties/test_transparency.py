@@ -8,6 +8,7 @@ raises, the compiled one must raise the same, and leave its graph exactly as it 
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -49,13 +50,18 @@ class Run:
         if self.program.forgets:
             self._know(((), ()))
         self.between()
+        if self.program.again and self.plain.can_rebind:
+            self.bind((self.known.left, self.known.right), self.program.again)
         if self.call(1) and self.program.fresh and self.plain.can_rebind:
             del self.known
-            graphs = built(self.program), built(self.program)
-            self.plain.bind(graphs[0])
-            self.compiled.bind(graphs[1])
-            self._know(graphs)
+            self.bind((built(self.program), built(self.program)))
             self.call(0)
+
+    def bind(self, graphs: tuple[Any, Any], numbers: Sequence[int] = ()) -> None:
+        """Gives both functions other objects."""
+        self.plain.bind(graphs[0], numbers)
+        self.compiled.bind(graphs[1], numbers)
+        self._know(graphs)
 
     def call(self, number: int) -> bool:
         """Calls both functions and compares; False if they raised."""

@@ -187,6 +187,24 @@ def test_d77_gradients_are_with_respect_to_the_raw_value():
     assert type(grad) is Squared and float(grad.raw_value) == 30.0
 
 
+def test_d77_arrays_in_plain_containers_cannot_be_selected():
+    model = Net()
+    model.pair = (jnp.ones(2), "s")
+    before = snapshot(model)
+    with pytest.raises(
+        ValueError,
+        match=r"cannot differentiate the array at 'pair\[0\]': it is inside a plain "
+        r"tuple; hold it in a Variable",
+    ):
+        nnx.grad(loss, argnums=nnx.DiffState(0, nnx.PathContains("pair")))(model)
+    before.check()
+
+
+def test_d77_a_constant_loss_has_zero_gradients():
+    grads = nnx.grad(lambda m: 1.0)(Net())
+    np.testing.assert_array_equal(grads["w"], [0.0, 0.0])
+
+
 def test_diff_state_is_a_value():
     assert nnx.DiffState(0, nnx.Param) == nnx.DiffState(argnum=0, filter=nnx.Param)
     assert hash(nnx.DiffState(1, "tag")) == hash(nnx.DiffState(1, "tag"))
@@ -814,6 +832,36 @@ def test_inner_grad_over_an_argument_of_the_outer():
         return nnx.grad(lambda b: a[...] ** 2 * b[...] ** 2)(b)[...]
 
     assert float(nnx.grad(outer)(a)[...]) == 2 * 2.0 * 2 * 3.0
+
+
+@pytest.mark.parametrize("eager_first", [False, True])
+@pytest.mark.parametrize("transform", ["jit", "scan", "cond", "checkpoint"])
+def test_functions_that_jax_caches_are_differentiated(
+    transform: str, eager_first: bool
+):
+    """A cached trace of the function must not stand for the present Variables."""
+    model = Inner()
+
+    def f(x: Any) -> Any:
+        return (x * model.w).sum()
+
+    def body(carry: Any, x: Any) -> Any:
+        return carry + f(x), None
+
+    use = {
+        "jit": jax.jit(f),
+        "scan": lambda x: jax.lax.scan(body, 0.0, x[None])[0],
+        "cond": lambda x: jax.lax.cond(x.sum() > 0, f, f, x),
+        "checkpoint": jax.checkpoint(f),
+    }[transform]
+    x = jnp.full(2, 5.0)
+    if eager_first:
+        assert float(use(x)) == 30.0
+    for _ in range(2):
+        assert_equal(pure(nnx.grad(lambda m: use(x))(model)), {"w": np.full(2, 5.0)})
+        assert_equal(
+            pure(nnx.jit(nnx.grad(lambda m: use(x)))(model)), {"w": np.full(2, 5.0)}
+        )
 
 
 def test_nested_jax_grad_inside_nnx_grad_reads_the_model():

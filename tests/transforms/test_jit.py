@@ -1,6 +1,7 @@
 """`nnx.jit`: items D56-D75 and D117-D120, and all of its options."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import gc
@@ -606,7 +607,7 @@ def test_d60_a_new_object_may_refer_to_an_argument():
 @pytest.mark.parametrize(
     "value",
     [3, 2.5, True, "text", None, ("a", 1), {"k": ["b", 2]}, nnx.relu, jnp.bfloat16],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_d60_plain_values_are_returned_as_they_are(value: Any):
     step, _ = jitted(lambda x: (x, value))
@@ -867,8 +868,12 @@ WRITES: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("write", WRITES)
-@pytest.mark.parametrize("transform", PLAIN)
+@pytest.mark.parametrize(
+    ("transform", "write"),
+    [("jit", write) for write in WRITES]
+    + [("scan", write) for write in WRITES]
+    + [(name, write) for name in PLAIN for write in ("value", "attribute")],
+)
 def test_d63_writing_an_outer_object_in_a_plain_transform_raises(
     transform: str, write: str
 ):
@@ -952,6 +957,78 @@ def test_d65_an_inner_transform_may_read_what_the_outer_one_was_given(
         expected, result = body(plain_model), compiled()
         jax.tree.map(np.testing.assert_array_equal, expected, result)
     np.testing.assert_array_equal(model.w, plain_model.w)
+
+
+CACHING: dict[str, Callable[..., Any]] = {
+    "jit": lambda f: jax.jit(f),
+    "scan": lambda f: lambda x: jax.lax.scan(lambda c, x: (c, f(x)), 0, x[None])[1][0],
+    "scan body": lambda f: by_scan(f),
+    "cond": lambda f: lambda x: jax.lax.cond(x.sum() > -1, f, f, x),
+    "switch": lambda f: lambda x: jax.lax.switch(0, [f, f], x),
+    "checkpoint": lambda f: jax.checkpoint(f),
+    "while_loop": lambda f: by_while_loop(f),
+    "map": lambda f: lambda x: jax.lax.map(f, x[None])[0],
+    "vmap": lambda f: lambda x: jax.vmap(f)(x[None])[0],
+    "custom_jvp": lambda f: by_custom_jvp(f),
+}
+
+
+def by_scan(f: Any) -> Any:
+    def body(carry: Any, x: Any) -> Any:
+        return carry, f(x)
+
+    return lambda x: jax.lax.scan(body, 0, x[None])[1][0]
+
+
+def by_while_loop(f: Any) -> Any:
+    def body(state: Any) -> Any:
+        return state[0] + 1, f(state[1])
+
+    def is_going_on(state: Any) -> Any:
+        return state[0] < 1
+
+    return lambda x: jax.lax.while_loop(is_going_on, body, (0, x))[1]
+
+
+def by_custom_jvp(f: Any) -> Any:
+    function = jax.custom_jvp(f)
+    function.defjvp(lambda primals, tangents: (f(*primals), tangents[0]))
+    return function
+
+
+@pytest.mark.parametrize("eager_first", [False, True])
+@pytest.mark.parametrize("transform", CACHING)
+def test_d65_a_function_that_jax_caches_reads_the_present_level(
+    transform: str, eager_first: bool
+):
+    """JAX keeps the trace of a function, with what reading a Variable gave in it."""
+    model, x = Net(1), jnp.ones(2)
+    use = CACHING[transform](lambda x: x * model.w)  # made once
+    if eager_first:
+        np.testing.assert_array_equal(use(x), [1.0, 2.0])
+    step = nnx.jit(lambda m, x, mode: use(x))
+    for mode in ("a", "a", "b", "b"):
+        model.w[...] = model.w + 1
+        np.testing.assert_array_equal(step(model, x, mode), model.w)
+
+
+@pytest.mark.parametrize("transform", CACHING)
+def test_d65_a_function_that_jax_caches_sees_what_was_written_in_between(
+    transform: str,
+):
+    model, x = Net(1), jnp.ones(2)
+    use = CACHING[transform](lambda x: x * model.w)  # made once
+
+    @nnx.jit
+    def step(m: Any, x: Any) -> Any:
+        first = use(x)
+        m.w[...] = m.w + 1
+        return first, use(x)
+
+    for calls in (0, 1):
+        first, second = step(model, x)
+        np.testing.assert_array_equal(first, [1.0 + calls, 2.0 + calls])
+        np.testing.assert_array_equal(second, [2.0 + calls, 3.0 + calls])
 
 
 @pytest.mark.parametrize("inner", ["jit", "grad"])
@@ -1336,6 +1413,40 @@ def test_d69_a_module_is_jitted_as_a_function():
     for calls in (1, 2):
         np.testing.assert_array_equal(step(jnp.full(2, 3.0)), [3.0, 6.0])
         assert int(model.count[...]) == calls
+
+
+def test_d69_a_plain_callable_object():
+    class Predict:
+        def __init__(self, model: Any):
+            self.model = model
+
+        def __call__(self, x: Any) -> Any:
+            return self.model(x)
+
+    model = Net(1)
+    predict = Predict(model)
+    for step in (nnx.jit(predict), nnx.jit(predict.__call__)):
+        np.testing.assert_array_equal(step(jnp.ones(2)), [1.0, 2.0])
+        np.testing.assert_array_equal(step(jnp.ones(2)), [1.0, 2.0])
+    assert int(model.count[...]) == 4
+
+
+def test_d69_static_and_class_methods():
+    class Factory:
+        @classmethod
+        @nnx.jit
+        def make(cls, x: Any) -> Any:
+            assert cls is Factory
+            return Net(x)
+
+        @staticmethod
+        @nnx.jit
+        def call(m: Any, x: Any) -> Any:
+            return m(x)
+
+    model = Factory.make(1.0)
+    np.testing.assert_array_equal(Factory.call(model, jnp.ones(2)), [1.0, 2.0])
+    assert int(model.count[...]) == 1
 
 
 def test_d69_a_decorated_method():
@@ -1957,6 +2068,31 @@ def test_trainer_fields_that_are_set_inside_are_applied():
     assert int(loop.model.count[...]) == 2
 
 
+def test_trainer_fields_of_every_kind_are_rebound_added_and_deleted():
+    class Loop:
+        def __init__(self):
+            self.model, self.best, self.name, self.gone = Net(), None, "a", 1
+
+    def step(loop: Any, x: Any) -> None:
+        loop.best = loop.model
+        loop.model = Net()
+        loop.model.w[...] = x
+        loop.name = "b"
+        loop.pair = (loop.best.w, x * 2, "c")
+        del loop.gone
+
+    loop = Loop()
+    first = loop.model
+    nnx.jit(step)(loop, 3.0)
+    assert loop.best is first and loop.model is not first
+    np.testing.assert_array_equal(loop.model.w, [3.0, 3.0])
+    assert loop.name == "b" and not hasattr(loop, "gone")
+    assert loop.pair[0] is first.w and float(loop.pair[1]) == 6.0
+    loop.gone = 1
+    nnx.jit(step)(loop, 4.0)
+    np.testing.assert_array_equal(loop.best.w, [3.0, 3.0])
+
+
 def test_trainer_arrays_are_arguments():
     class Loop:
         def __init__(self):
@@ -2471,7 +2607,50 @@ def test_d120_static_arguments_that_cannot_be_compared(cls: Any):
     before.check()
 
 
-# Contexts
+# Compiled functions as values, contexts
+
+
+@pytest.mark.parametrize("copied", [nnx.clone, copy.copy, copy.deepcopy])
+def test_a_model_that_holds_a_compiled_function_can_be_copied(copied: Any):
+    model = Net(1)
+    model.step = nnx.jit(lambda m, x: m(x))
+    other = copied(model)
+    assert other.step is model.step  # as any function
+    for each in (model, other):
+        np.testing.assert_array_equal(each.step(each, jnp.ones(2)), [1.0, 2.0])
+
+
+def test_a_compiled_function_that_holds_its_model_by_an_attribute_is_collected():
+    model = Net()
+    model.step = nnx.jit(model.__call__)
+    model.step(jnp.ones(2))
+    assert int(model.count[...]) == 1
+    reference = weakref.ref(model)
+    del model
+    gc.collect()
+    assert reference() is None
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        lambda: jax.disable_jit(),
+        lambda: jax.checking_leaks(),
+        lambda: jax.debug_nans(True),
+        lambda: jax.enable_x64(True),
+        lambda: jax.default_matmul_precision("float32"),
+        lambda: jax.numpy_dtype_promotion("strict"),
+    ],
+    ids="disable_jit checking_leaks debug_nans x64 precision strict".split(),
+)
+def test_jit_under_the_settings_of_jax(context: Any):
+    model, plain_model = Net(1), Net(1)
+    step = nnx.jit(lambda m: (m.count.set_value(m.count + m.count), m.w * m.w)[1])
+    with context():
+        known = Correspondence(reachable([plain_model]), reachable([model]))
+        for _ in range(2):
+            plain_model.count.value = plain_model.count + plain_model.count
+            known.check(plain_model.w * plain_model.w, step(model))
 
 
 @contextlib.contextmanager
