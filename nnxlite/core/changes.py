@@ -13,7 +13,7 @@ import numpy as np
 from . import frames
 from .arrays import is_array, is_dynamic
 from .filters import Filter, to_predicate
-from .graph import Putting, clone, taken
+from .graph import Putting, taken
 from .iteration import iter_graph
 from .module import (
     Module,
@@ -25,6 +25,7 @@ from .module import (
     iter_nodes,
 )
 from .paths import Key, Path, format_path, sorted_keys
+from .splitting import clone
 from .state import State, partitioned, states
 from .variable import Variable
 

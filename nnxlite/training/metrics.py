@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.filters import Filter
-from ..core.graph import split
 from ..core.module import Pytree
+from ..core.splitting import split
 from ..core.variable import Variable
 
 

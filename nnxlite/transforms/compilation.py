@@ -1,45 +1,30 @@
 """`jit`: compiled functions over object graphs, and shapes without computing.
 
 A compiled function keeps plans (`plans`) for the objects that it is called with, and
-for each structure a *program*, one `jax.jit` over flat lists of arrays. A warm call
-finds its plan, gathers the arrays, calls JAX, and writes back what the function wrote.
+for each structure a program (`programs`). A warm call finds its plan, gathers the
+arrays, calls JAX, and writes back what the function wrote.
 """
 
 import functools
 import inspect
-import threading
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import jax
-import jax.numpy as jnp
-from jax.extend.core import get_opaque_trace_state, jaxpr_as_fun
+from jax.extend.core import get_opaque_trace_state
 
-from ..core.frames import NO_TRACE, Frame, everywhere
+from ..core.frames import NO_TRACE, everywhere
 from ..core.graph import Putting, Taking
 from ..core.metadata import placed
-from ..core.module import key_of
 from ..core.statics import static_key
 from ..core.variable import MISSING, Variable
-from .boundary import Departure, Visit, apply
+from .boundary import Visit, apply
 from .captures import View, unbound
-from .leaves import DYNAMIC, flatten, flatten_with_path, kind_of
-from .plans import Input, Opened, Plan, Plans
-from .prefixes import label_of
+from .plans import Opened, Plan, Plans
+from .programs import Program, calls
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class _Calls(threading.local):
-    """The calls of this thread that may be tracing, innermost last."""
-
-    def __init__(self) -> None:
-        self.stack: list[tuple[Plan, Opened]] = []
-
-
-_calls = _Calls()
 
 
 class Constant:
@@ -57,195 +42,6 @@ class Constant:
 
     def __hash__(self) -> int:
         return hash(static_key(self.value))
-
-
-class Program:
-    """The compiled function of one structure.
-
-    Its arrays come in two lists, those to keep and those to donate.
-
-    Attributes:
-      donated: for each gathered array whether it is donated; None if none is.
-      renewed: for each gathered array whether it must come out, changed or not,
-        because its buffer is given away.
-      shardings: for each gathered array its sharding; None if none is given.
-    """
-
-    def __init__(self, owner: "Jitted[Any, Any]"):
-        self.owner = owner
-        self.donated: Sequence[bool] | None = None
-        self.renewed: Sequence[bool] | None = None
-        self.shardings: Sequence[Any] | None = None
-        self.jitted: Any = None
-        self.was_traced = False
-        self._traced: Any = None
-
-    def staged(self, plan: Plan, opened: Opened, values: list[Any]) -> tuple[Any, ...]:
-        """The `jax.jit`, built at the first call, and its arguments for this call."""
-        if self.jitted is None:
-            self._build(plan, opened, values)
-        if self.donated is None:
-            return self.jitted, values
-        values = _each_buffer_once(values, self.donated)
-        return self.jitted, *_parted(values, self.donated)
-
-    def _build(self, plan: Plan, opened: Opened, values: list[Any]) -> None:
-        owner = self.owner
-        options: dict[str, Any] = dict(owner.options)
-        if owner.donates or owner.in_shardings is not None:
-            inputs = plan.inputs(opened)
-        else:
-            inputs = []
-        if owner.in_shardings is not None:
-            self.shardings = [_input_sharding(owner.in_shardings, x) for x in inputs]
-            options["in_shardings"] = (self.shardings,)
-        if owner.donates:
-            self._choose_donated(plan, opened, values, inputs, options)
-        if self.donated is not None:
-            options["donate_argnums"] = (1,)
-            if self.shardings is not None:
-                options["in_shardings"] = _parted(self.shardings, self.donated)
-        self.jitted = jax.jit(self.run, **options)
-
-    def _choose_donated(
-        self,
-        plan: Plan,
-        opened: Opened,
-        values: list[Any],
-        inputs: Sequence[Input],
-        options: Mapping[str, Any],
-    ) -> None:
-        """Traces once to learn what comes out; the trace is used again.
-
-        A buffer is donated if the function overwrites it (or its argument is named),
-        and if a result has its shape and dtype, so that it can be used again.
-        """
-        if self.owner.donates == "state":
-            traced = jax.jit(self.run, **options).trace(values)
-            known = plan.known(opened)
-            written = {id(known[n]) for n in _record_in(traced.out_info).written}
-            wanted = [id(x.leaf) in written for x in inputs]
-        else:
-            arrays = len(inputs) - len(opened.dynamic)
-            wanted = [
-                x.argument in self.owner.donates
-                and (isinstance(x.leaf, Variable) or number >= arrays)
-                for number, x in enumerate(inputs)
-            ]
-            self.renewed = wanted
-            traced = jax.jit(self.run, **options).trace(values)
-        results = jax.tree.leaves(traced.out_info)
-        free = Counter((x.shape, x.dtype) for x in results)
-        donated: list[bool] = []
-        for value, is_wanted in zip(values, wanted, strict=True):
-            kind = (jnp.shape(value), jnp.result_type(value))
-            donated.append(is_wanted and free[kind] > 0)
-            free[kind] -= donated[-1]
-        if any(donated):
-            self.donated = self.renewed = donated
-            self._traced = traced
-
-    def run(self, kept: Sequence[Any], donated: Sequence[Any] = ()) -> Departure:
-        """What JAX traces."""
-        values = kept
-        if self.donated is not None:
-            rest = {False: iter(kept), True: iter(donated)}
-            values = [next(rest[is_donated]) for is_donated in self.donated]
-        if self._traced is not None:
-            traced, self._traced = self._traced, None
-            if [jax.typeof(x) for x in values] == list(traced.jaxpr.in_avals):
-                results = jaxpr_as_fun(traced.jaxpr)(*values)
-                return jax.tree.unflatten(jax.tree.structure(traced.out_info), results)
-        self.was_traced = True
-        plan, opened = _calls.stack[-1]
-        known = plan.known(opened)
-        needs_inputs = self.renewed is not None or self.shardings is not None
-        inputs = plan.inputs(opened) if needs_inputs else []
-        with Visit(self.owner.description, known, opened.plain) as visit:
-            dynamic = plan.show(visit, opened, values)
-            args, kwargs = opened.arguments(dynamic)
-            result = self.owner.call(args, kwargs)
-            if self.owner.out_shardings is not None:
-                result = _sharded(result, self.owner.out_shardings)
-            self._settle(visit.frame, inputs)
-            return visit.depart(result)
-
-    def _settle(self, frame: Frame, inputs: Sequence[Input]) -> None:
-        """Renews what is donated, and keeps written Variables in their sharding."""
-        for number, source in enumerate(inputs):
-            variable = source.leaf
-            if not isinstance(variable, Variable):
-                continue
-            if self.renewed is not None and self.renewed[number]:
-                frame.written.setdefault(variable)
-            sharding = self.shardings[number] if self.shardings else None
-            if sharding is not None and variable in frame.written:
-                value = frame.values[variable]
-                value = jax.lax.with_sharding_constraint(value, sharding)
-                frame.values[variable] = value
-
-
-def _parted(values: Iterable[Any], donated: Iterable[bool]) -> tuple[list[Any], ...]:
-    parts: tuple[list[Any], list[Any]] = ([], [])
-    for value, is_donated in zip(values, donated, strict=True):
-        parts[is_donated].append(value)
-    return parts
-
-
-def _each_buffer_once(values: list[Any], donated: Sequence[bool]) -> list[Any]:
-    """Copies a donated array that is passed a second time: XLA would refuse it."""
-    if len(set(map(id, values))) == len(values):
-        return values
-    counts: dict[int, int] = {}
-    for value in values:
-        counts[id(value)] = counts.get(id(value), 0) + 1
-    return [
-        jnp.copy(value) if is_donated and counts[id(value)] > 1 else value
-        for value, is_donated in zip(values, donated, strict=True)
-    ]
-
-
-def _record_in(out_info: Any) -> Any:
-    is_departure = functools.partial(_is_instance, Departure)
-    return jax.tree.leaves(out_info, is_leaf=is_departure)[0].record
-
-
-def _is_instance(cls: type, value: Any) -> bool:
-    return isinstance(value, cls)
-
-
-def _input_sharding(shardings: Any, source: Input) -> Any:
-    if not isinstance(source.argument, int):
-        return None
-    if isinstance(shardings, tuple) and type(shardings) is tuple:
-        shardings = shardings[source.argument]
-    return label_of(shardings, source.path, source.leaf)
-
-
-def _sharded(result: Any, shardings: Any) -> Any:
-    """Constrains the arrays of a result to their shardings."""
-
-    def constrain(path: tuple[Any, ...], leaf: Any) -> Any:
-        if kind_of(leaf) == DYNAMIC:
-            sharding = label_of(shardings, path, leaf)
-            if sharding is None:
-                return leaf
-            return jax.lax.with_sharding_constraint(leaf, sharding)
-        walk = Taking()
-        walk.take(leaf)
-        for below, inner in zip(walk.paths, walk.leaves, strict=True):
-            if isinstance(inner, Variable):
-                sharding = label_of(shardings, (*path, *below), inner)
-                if sharding is not None:
-                    value = jax.lax.with_sharding_constraint(inner.raw_value, sharding)
-                    inner.raw_value = value
-        return leaf
-
-    leaves, treedef = flatten(result)
-    paths = [tuple(map(key_of, keys)) for keys, _ in flatten_with_path(treedef, leaves)]
-    return treedef.unflatten(
-        [constrain(path, leaf) for path, leaf in zip(paths, leaves, strict=True)]
-    )
 
 
 class Jitted(Generic[P, R]):
@@ -319,7 +115,7 @@ class Jitted(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         opened = self._open(args, kwargs)
         plan, values = self._plans.find(opened)
-        stack = _calls.stack
+        stack = calls.stack
         stack.append((plan, opened))
         try:
             jitted, *arrays = plan.program.staged(plan, opened, values)
@@ -359,12 +155,12 @@ class Jitted(Generic[P, R]):
     def _stage(self, verb: str, args: Any, kwargs: Any) -> "Stage":
         opened = self._open(args, kwargs)
         plan, values = self._plans.find(opened)
-        _calls.stack.append((plan, opened))
+        calls.stack.append((plan, opened))
         try:
             jitted, *arrays = plan.program.staged(plan, opened, values)
             stage = Stage(getattr(jitted, verb)(*arrays), self, plan.program)
         finally:
-            _calls.stack.pop()
+            calls.stack.pop()
         if plan.program.was_traced:
             self._ignore_effects(plan, opened)
         return stage
