@@ -61,6 +61,7 @@ from .core.rngs import RngState as RngState
 from .core.rngs import RngStream as RngStream
 from .core.rngs import reseed as reseed
 from .core.splitting import GraphState as GraphState
+from .core.splitting import PureState as PureState
 from .core.splitting import call as call
 from .core.splitting import clone as clone
 from .core.splitting import flatten as flatten
@@ -129,6 +130,7 @@ from .training.optimizer import OptArray as OptArray
 from .training.optimizer import Optimizer as Optimizer
 from .training.optimizer import OptState as OptState
 from .training.optimizer import OptVariable as OptVariable
+from .training.train_state import TrainState as TrainState
 from .transforms.autodiff import grad as grad
 from .transforms.autodiff import value_and_grad as value_and_grad
 from .transforms.compilation import cached_partial as cached_partial

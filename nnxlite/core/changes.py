@@ -102,10 +102,10 @@ def _plan_update(
         value, here = given[key], (*path, key)
         if key not in children:
             if strict or not isinstance(target, Pytree):
+                known = [repr(k) for k, x in children.items() if is_data(x)]
                 problems.append(
                     f"{format_path(here)} is unknown (there are "
-                    f"{', '.join(repr(k) for k in list(children)[:8])}; "
-                    "strict=False adds it)"
+                    f"{', '.join(known[:8])}; strict=False adds it)"
                 )
             else:
                 writes.append(lambda k=key, v=value: set_child(target, k, v))

@@ -18,6 +18,7 @@ from .state import FlatState, State, partitioned, states
 from .variable import Variable
 
 T = TypeVar("T")
+PureState = tuple[GraphDef, State]
 
 
 def split(node: Any, *filters: Filter) -> tuple[Any, ...]:

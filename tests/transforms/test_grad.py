@@ -864,6 +864,42 @@ def test_functions_that_jax_caches_are_differentiated(
         )
 
 
+@pytest.mark.parametrize("transform", ["scan", "checkpoint", "vmap"])
+def test_a_compiled_function_inside_an_eager_grad_traces_once(transform: str):
+    traces = []
+
+    @nnx.jit
+    def forward(m: Any, x: Any) -> Any:
+        traces.append(1)
+        use = {
+            "scan": lambda x: jax.lax.scan(lambda c, x: (c, x * m.w), 0, x)[1],
+            "checkpoint": jax.checkpoint(lambda x: x * m.w),
+            "vmap": jax.vmap(lambda x: x * m.w),
+        }[transform]
+        return use(x).sum()
+
+    model, x = Inner(), jnp.ones((3, 2))
+    for _ in range(4):
+        assert_equal(
+            pure(nnx.grad(lambda m: forward(m, x))(model)), {"w": np.full(2, 3.0)}
+        )
+    assert len(traces) == 1
+
+
+def test_pure_helpers_beside_a_capturing_vmap_are_traced_once():
+    traces = []
+
+    @jax.jit
+    def helper(x: Any) -> Any:
+        traces.append(1)
+        return x * 2
+
+    model, x = Inner(), jnp.ones((3, 2))
+    for _ in range(4):
+        nnx.grad(lambda m: helper(jax.vmap(lambda x: x * m.w)(x)).sum())(model)
+    assert len(traces) == 1
+
+
 def test_nested_jax_grad_inside_nnx_grad_reads_the_model():
     model = Net()
 

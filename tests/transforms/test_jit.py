@@ -1031,6 +1031,39 @@ def test_d65_a_function_that_jax_caches_sees_what_was_written_in_between(
         np.testing.assert_array_equal(second, [2.0 + calls, 3.0 + calls])
 
 
+ARRAYS: dict[str, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
+    "attribute": (lambda m: m.x, lambda m, x: setattr(m, "x", x)),
+    "List": (lambda m: m.l[0], lambda m, x: m.l.__setitem__(0, x)),
+    "Dict": (lambda m: m.d["k"], lambda m, x: m.d.update(k=x)),
+    "tuple": (lambda m: m.t[0], lambda m, x: setattr(m, "t", (x, 1))),
+}
+
+
+@pytest.mark.parametrize("eager_first", [False, True])
+@pytest.mark.parametrize("place", ARRAYS)
+@pytest.mark.parametrize("transform", ["jit", "scan body", "cond", "checkpoint"])
+def test_d65_a_function_that_jax_caches_reads_bare_arrays_too(
+    transform: str, place: str, eager_first: bool
+):
+    read, write = ARRAYS[place]
+    model, x = Inner(), jnp.ones(2)
+    model.x, model.l, model.d, model.t = x, [x], {"k": x}, (x, 1)
+    use = CACHING[transform](lambda x: x * read(model))  # made once
+    if eager_first:
+        use(x)
+
+    @nnx.jit
+    def step(m: Any, x: Any, mode: str) -> Any:
+        first = use(x)
+        write(m, read(m) + 1)
+        return first, use(x)
+
+    for calls, mode in enumerate("aabb"):
+        first, second = step(model, x, mode)
+        np.testing.assert_array_equal(first, [1.0 + calls] * 2)
+        np.testing.assert_array_equal(second, [2.0 + calls] * 2)
+
+
 @pytest.mark.parametrize("inner", ["jit", "grad"])
 @pytest.mark.parametrize("way", ["argument", "closure", "global", "self of a Trainer"])
 def test_d66_a_captured_module_may_be_passed_on(way: str, inner: str):
@@ -2220,6 +2253,85 @@ def test_state_sharding_names_what_it_does_not_match():
     before.check()
 
 
+@pytest.mark.parametrize("form", ["method", "Module", "partial", "static", "captured"])
+def test_in_shardings_count_the_users_arguments(form: str):
+    """One for each argument of the call that is not static, as in JAX."""
+    mesh = one_device()
+    split = NamedSharding(mesh, PartitionSpec("d"))
+    whole = NamedSharding(mesh, PartitionSpec())
+    model, x = Net(1), jnp.ones(2)
+    result = {
+        "method": lambda: nnx.jit(model.__call__, in_shardings=(split,))(x),
+        "Module": lambda: nnx.jit(model, in_shardings=(split,))(x),
+        "partial": lambda: nnx.jit(
+            functools.partial(lambda m, x: m(x), model), in_shardings=(split,)
+        )(x),
+        "static": lambda: nnx.jit(
+            lambda n, m, x: m(x), static_argnums=0, in_shardings=(whole, split)
+        )(2, model, x),
+        "captured": lambda: nnx.jit(lambda x: model(x), in_shardings=(split,))(x),
+    }[form]()
+    np.testing.assert_array_equal(result, [1.0, 2.0])
+    assert int(model.count[...]) == 1
+
+
+def test_in_shardings_of_the_wrong_length():
+    sharding = NamedSharding(one_device(), PartitionSpec())
+    model = Net()
+    before = snapshot(model)
+    for shardings in ((sharding,), (sharding,) * 3):
+        with pytest.raises(ValueError, match=r"in_shardings.*'<lambda>'.*2"):
+            nnx.jit(lambda m, x: m(x), in_shardings=shardings)(model, jnp.ones(2))
+        before.check()
+
+
+def test_out_shardings_of_the_wrong_length():
+    sharding = NamedSharding(one_device(), PartitionSpec())
+    model = Net()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"out_shardings"):
+        nnx.jit(lambda m, x: (m(x), x), out_shardings=(sharding,))(model, jnp.ones(2))
+    before.check()
+
+
+def test_one_object_under_two_shardings():
+    mesh = one_device()
+    shardings = (
+        NamedSharding(mesh, PartitionSpec()),
+        NamedSharding(mesh, PartitionSpec("d")),
+    )
+    model = Net()
+    before = snapshot(model)
+    with pytest.raises(
+        ValueError, match=r"Inconsistent aliasing.*args\[0\].*args\[1\]"
+    ):
+        nnx.jit(lambda a, b: a.w + b.w, in_shardings=shardings)(model, model)
+    before.check()
+    same = nnx.jit(lambda a, b: a.w + b.w, in_shardings=(shardings[0],) * 2)
+    np.testing.assert_array_equal(same(model, model), [0.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"keep_unused": True},
+        {"inline": True},
+        {"backend": "cpu"},
+        {"device": "first"},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_the_other_options_of_jax(options: dict[str, Any]):
+    if "device" in options:
+        options = {"device": jax.devices()[0]}
+    model = Net(1)
+    step, traces = jitted(lambda m, x: m(x), **options)
+    for calls in (1, 2):
+        np.testing.assert_array_equal(step(model, jnp.ones(2)), [1.0, 2.0])
+        assert int(model.count[...]) == calls
+    assert len(traces) == 1
+
+
 def test_shardings_on_two_devices():
     program = """
         import jax, jax.numpy as jnp, numpy as np, nnxlite as nnx
@@ -2485,6 +2597,26 @@ def test_d118_threads_do_not_disturb_each_other():
     for thread in threads:
         thread.join()
     assert results == dict.fromkeys(range(4), "done")
+
+
+def test_d118_threads_one_after_the_other_with_a_function_that_jax_caches():
+    """A later thread may have the identity of one that has ended."""
+    model, x = Net(1), jnp.ones(2)
+    use = jax.jit(lambda x: x * model.w)
+    results: list[Any] = []
+
+    def work(mode: str) -> None:
+        try:
+            results.append(nnx.jit(lambda m, mode: use(x))(model, mode))
+        except Exception as error:
+            results.append(error)
+
+    for mode in "abc":
+        thread = threading.Thread(target=work, args=(mode,))
+        thread.start()
+        thread.join()
+        model.w[...] = model.w + 1
+    np.testing.assert_array_equal(results, [[1.0, 2.0], [2.0, 3.0], [3.0, 4.0]])
 
 
 def test_d118_a_frame_of_one_thread_is_no_business_of_another():
