@@ -37,6 +37,7 @@ import jax
 from jax.extend.core import get_opaque_trace_state
 
 from .errors import TraceContextError, name_of
+from .workarounds import is_tracing_a_program
 
 with jax.ensure_compile_time_eval():
     NO_TRACE = get_opaque_trace_state()
@@ -48,7 +49,9 @@ _generations = itertools.count(1)
 
 class _ThreadState(threading.local):
     frame: "Frame | None" = None
-    generation: int = 0
+
+    def __init__(self) -> None:
+        self.generation = next(_generations)
 
 
 _thread = _ThreadState()
@@ -87,6 +90,7 @@ class Frame:
       transform: how error messages call the transform, such as "nnx.jit of 'step'".
       is_sealed: whether only the objects in `known` may be reached.
       known: the objects that were handed in, by id, with their index.
+      shows_arrays: whether bare arrays are shown too, which are read unseen.
       values: the value that each Variable has at this level.
       written: the Variables written at this level, in order.
       depth: how many frames are around this one.
@@ -104,6 +108,7 @@ class Frame:
         "known",
         "made",
         "parent",
+        "shows_arrays",
         "trace",
         "transform",
         "values",
@@ -120,20 +125,25 @@ class Frame:
         self.journal: dict[int, tuple[Any, Any]] = {}
         self.parent = _thread.frame
         self.depth: int = 0 if self.parent is None else self.parent.depth + 1
-        self.is_cached = False
+        self.is_cached = self.shows_arrays = False
         self.contexts = contextlib.ExitStack()
         self.trace = get_opaque_trace_state()
 
     def enter_level(self) -> None:
         """Separates what JAX traces from here on from what it has kept."""
-        level = (threading.get_ident(), _thread.generation, self.depth)
-        self.contexts.enter_context(_level(level))
+        self.contexts.enter_context(_level((_thread.generation, self.depth)))
 
     def leave_level(self) -> None:
         """Makes sure that this level is not used again if JAX may have kept it."""
         if self.is_cached:
             _thread.generation = next(_generations)
-            self.is_cached = False
+            self.is_cached = self.shows_arrays
+
+    def renew_level(self) -> None:
+        """Must be called when a value at this level changes."""
+        if self.is_cached:
+            self.leave_level()
+            self.enter_level()
 
     def hides(self, obj: Any) -> bool:
         """True if this frame is sealed and `obj` was neither handed in nor made."""
@@ -162,6 +172,11 @@ def entered(frame: Frame) -> Iterator[Frame]:
             obj._nnx_restore(structure)
 
 
+def neutral_level() -> contextlib.AbstractContextManager[Any]:
+    """For calls that read nothing but what they are given: found from every level."""
+    return _level(None)
+
+
 def home_of_new(obj: Any) -> Any:
     """Tells the innermost frame of a new object; returns the trace it is made in."""
     trace = get_opaque_trace_state()
@@ -174,7 +189,8 @@ def read(variable: Any) -> Any:
     """The value that a Variable has at the innermost level that knows it."""
     frame = _thread.frame
     if frame is not None and not frame.is_cached:
-        frame.is_cached = get_opaque_trace_state() != frame.trace
+        other = get_opaque_trace_state() != frame.trace
+        frame.is_cached = other and is_tracing_a_program()
     while frame is not None:
         if variable in frame.values:
             return frame.values[variable]
@@ -195,9 +211,7 @@ def write(variable: Any, value: Any) -> bool:
         return False
     frame.values[variable] = value
     frame.written[variable] = None
-    if frame.is_cached:
-        frame.leave_level()
-        frame.enter_level()
+    frame.renew_level()
     return True
 
 
@@ -209,7 +223,10 @@ def before_change(obj: Any, home: Any, part: str = "") -> None:
     """
     check_may_change(obj, home, part)
     frame = _thread.frame
-    if frame is None or id(obj) in frame.made or id(obj) in frame.journal:
+    if frame is None:
+        return
+    frame.renew_level()
+    if id(obj) in frame.made or id(obj) in frame.journal:
         return
     frame.journal[id(obj)] = (obj, obj._nnx_snapshot())
 

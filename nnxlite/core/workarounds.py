@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax.extend.core
+
 
 def let_lax_take(cls: type, value_of: Callable[[Any], Any]) -> None:
     """Lets functions of `jax.lax` take instances of `cls` for their values.
@@ -20,3 +22,13 @@ def let_lax_take(cls: type, value_of: Callable[[Any], Any]) -> None:
         handlers[cls] = value_of
     else:
         register(cls, value_of)
+
+
+def is_tracing_a_program() -> bool:
+    """True under jit, scan, cond or checkpoint, whose traces JAX keeps; not vmap, grad.
+
+    In doubt (the function is gone, or vmap is inside jit) it says True, which costs
+    tracing time and no wrong result. Ends when JAX has a public name for it (0.10).
+    """
+    ask = getattr(jax.extend.core, "unsafe_am_i_under_a_jit_DO_NOT_USE", None)
+    return ask is None or bool(ask())

@@ -191,6 +191,8 @@ class Visit:
     def show_arrays(self, holders: Sequence[Holder], arrays: Iterable[Any]) -> None:
         """Shows other bare arrays in their places."""
         rest = iter(arrays)
+        if holders:
+            self.frame.is_cached = self.frame.shows_arrays = True
         for holder in holders:
             node = holder.node
             if isinstance(node, Pytree) and id(node) not in self.frame.journal:

@@ -13,7 +13,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 import jax
 from jax.extend.core import get_opaque_trace_state
 
-from ..core.frames import NO_TRACE, everywhere
+from ..core.frames import NO_TRACE, everywhere, neutral_level
 from ..core.graph import Putting, Taking
 from ..core.metadata import placed
 from ..core.statics import static_key
@@ -119,7 +119,11 @@ class Jitted(Generic[P, R]):
         stack.append((plan, opened))
         try:
             jitted, *arrays = plan.program.staged(plan, opened, values)
-            departure = jitted(*arrays)
+            if everywhere:
+                with neutral_level():
+                    departure = jitted(*arrays)
+            else:
+                departure = jitted(*arrays)
         finally:
             stack.pop()
         if plan.program.was_traced:

@@ -21,6 +21,11 @@ import numpy as np
 import nnxlite as nnx
 
 
+# A plain object whose fields hold no object or array is static to a transform, which
+# does not see what is set on it; False: each has one Variable that stays out of reach.
+PLAIN_OBJECTS_MAY_BE_EMPTY = False
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A graph, a function over it, and what happens between its calls.
@@ -86,6 +91,8 @@ class Trainer:
 
     def __init__(self, model: Any):
         self.model = model
+        if not PLAIN_OBJECTS_MAY_BE_EMPTY:
+            self._hidden = nnx.Variable(0)
 
 
 class Pair(NamedTuple):
@@ -136,7 +143,7 @@ def items_of(value: Any) -> list[tuple[Any, Any]]:
     if isinstance(value, (dict, nnx.State)):
         return sorted((key, value[key]) for key in value)
     if isinstance(value, (nnx.Pytree, Trainer)):
-        names = sorted(name for name in vars(value) if name[:4] != "_nnx")
+        names = sorted(name for name in vars(value) if name[0] != "_")
         return [(name, vars(value)[name]) for name in names]
     return []
 

@@ -2038,6 +2038,30 @@ def test_d74_a_write_of_another_kind_of_value():
     np.testing.assert_array_equal(model.w, [0.0, 0.0])
 
 
+@pytest.mark.parametrize("place", ["attribute", "Variable", "argument"])
+@pytest.mark.parametrize("values", [("cat", "dog"), (b"a", b"b")], ids=["str", "bytes"])
+def test_d74_arrays_that_jax_does_not_know_are_static(values: Any, place: str):
+    model = Net()
+    names = np.array(values)
+    other = np.array(values[::-1])
+    step, traces = jitted(
+        lambda m, names=None: (
+            m.bump(1),
+            (names if place == "argument" else m.names)[0] == values[0],
+        )[1]
+    )
+    for array, wanted, count in ((names, True, 1), (names, True, 1), (other, False, 2)):
+        if place == "argument":
+            result = step(model, array)
+        else:
+            if hasattr(model, "names"):
+                del model.names
+            model.names = nnx.Variable(array) if place == "Variable" else array
+            result = step(model)
+        assert bool(result) is wanted and len(traces) == count
+    assert int(model.count[...]) == 3
+
+
 @pytest.mark.parametrize("place", ["attribute", "List", "Dict", "tuple"])
 def test_d75_raw_arrays_are_traced_and_rebinding_is_applied(place: str):
     class Plain(nnx.Module):
@@ -2311,25 +2335,24 @@ def test_one_object_under_two_shardings():
     np.testing.assert_array_equal(same(model, model), [0.0, 2.0])
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"keep_unused": True},
-        {"inline": True},
-        {"backend": "cpu"},
-        {"device": "first"},
-    ],
-    ids=lambda options: next(iter(options)),
-)
+@pytest.mark.parametrize("options", [{"keep_unused": True}, {"inline": True}])
 def test_the_other_options_of_jax(options: dict[str, Any]):
-    if "device" in options:
-        options = {"device": jax.devices()[0]}
     model = Net(1)
     step, traces = jitted(lambda m, x: m(x), **options)
     for calls in (1, 2):
         np.testing.assert_array_equal(step(model, jnp.ones(2)), [1.0, 2.0])
         assert int(model.count[...]) == calls
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("name", ["device", "backend"])
+def test_device_and_backend_are_passed_on_to_jax(name: str):
+    model = Net(1)
+    options = {name: "cpu" if name == "backend" else jax.devices()[0]}
+    with pytest.warns(DeprecationWarning, match="backend and device argument on jit"):
+        y = nnx.jit(lambda m, x: m(x), **options)(model, jnp.ones(2))
+    np.testing.assert_array_equal(y, [1.0, 2.0])
+    assert int(model.count[...]) == 1
 
 
 def test_shardings_on_two_devices():
