@@ -103,9 +103,12 @@ def _plan_update(
         if key not in children:
             if strict or not isinstance(target, Pytree):
                 known = [repr(k) for k, x in children.items() if is_data(x)]
+                advice = "strict=False adds it"
+                if str(key).isdecimal() and int(key) in children:
+                    advice = "nnx.restore_int_paths makes ints of such keys"
                 problems.append(
                     f"{format_path(here)} is unknown (there are "
-                    f"{', '.join(known[:8])}; strict=False adds it)"
+                    f"{', '.join(known[:8])}; {advice})"
                 )
             else:
                 writes.append(lambda k=key, v=value: set_child(target, k, v))

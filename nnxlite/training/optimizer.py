@@ -101,6 +101,12 @@ class Optimizer(Pytree):
             )
         if isinstance(tx, Mapping):
             tx = _partitioned(tx, found)
+        if not hasattr(tx, "init") or not hasattr(tx, "update"):
+            raise TypeError(
+                f"tx must be an optax transformation, such as optax.adam(1e-3), not "
+                f"{tx!r}"
+            )
+        self.paths = tuple(path for path, _ in found)
         self.tx = tx
         self.step = OptState(jnp.zeros((), jnp.uint32))
         parameters = {path: v.raw_value for path, v in found}
@@ -134,6 +140,7 @@ class Optimizer(Pytree):
         model, grads = (self.model, *model_and_grads)[-2:]
         found = _selected(model, self.wrt)
         parameters = {path: variable.raw_value for path, variable in found}
+        self._check_unchanged(parameters)
         fitted = _fitted(grads, parameters, model)
         for name, value in kwargs.items():
             if name == "value_fn":
@@ -160,6 +167,17 @@ class Optimizer(Pytree):
         if list(flat_updates) == [()]:
             return flat_updates[()]
         return State.from_pairs(flat_updates.items())
+
+    def _check_unchanged(self, parameters: Mapping[Path, Any]) -> None:
+        """The state of `tx` was made for the parameters that there were then."""
+        new = [format_path(path) for path in parameters if path not in self.paths]
+        gone = [format_path(path) for path in self.paths if path not in parameters]
+        if new or gone:
+            raise ValueError(
+                "the model has other parameters than when the optimizer was made: new "
+                f"are {', '.join(new[:8]) or 'none'}, gone are "
+                f"{', '.join(gone[:8]) or 'none'}. Make a new nnx.Optimizer for it"
+            )
 
     @property
     def learning_rate(self) -> Any:
@@ -351,6 +369,11 @@ def _fitted(grads: Any, parameters: Mapping[Path, Any], model: Any) -> dict[Path
     Raises:
       ValueError: if one is missing, has another shape, or belongs to nothing.
     """
+    if grads is None or type(grads) is tuple and type(model) is not tuple:
+        raise ValueError(
+            f"expected gradients, got {'None' if grads is None else 'a tuple'}: pass "
+            "what nnx.grad gives, or the second part of what nnx.value_and_grad gives"
+        )
     walk = taken(grads)
     given = {
         path: leaf.raw_value if isinstance(leaf, Variable) else leaf

@@ -297,7 +297,13 @@ def jit(  # pyright: ignore[reportInconsistentOverload]
     The compiled function does what the function does: it changes the same objects,
     returns the same ones, and sees what the function captures as it is at each call.
     If it raises, nothing has changed. Strings, functions, dtypes and other values that
-    are no arrays are static without being declared.
+    are no arrays are static without being declared; numbers and bools are traced, as
+    in `jax.jit`, unless `static_argnums` or `static_argnames` says otherwise.
+
+    Constants that the function sees are compared at each call, and arguments of user
+    classes that hold Modules, Variables or arrays are looked into. Other objects compare
+    by `==`, or by identity where their class defines none: a change inside them is not
+    seen. A static value that changes at every call compiles at every call.
 
     Args:
       fun: a function, bound method or Module; without it, returns a decorator.

@@ -20,7 +20,6 @@ import numpy as np
 
 import nnxlite as nnx
 
-
 # A plain object whose fields hold no object or array is static to a transform, which
 # does not see what is set on it; False: each has one Variable that stays out of reach.
 PLAIN_OBJECTS_MAY_BE_EMPTY = False

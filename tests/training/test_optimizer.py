@@ -402,3 +402,24 @@ def test_gradients_that_do_not_fit_change_nothing(spoil, message):
     with pytest.raises(ValueError, match=message + ".*as nnx.grad gives it"):
         optimizer.update(grads)
     assert_trees_equal(values((model, optimizer)), before)
+
+
+def test_a_model_that_has_grown_is_refused():
+    model = Net()
+    optimizer = nnx.Optimizer(model, optax.adam(0.1))
+    model.tail = nnx.Param(jnp.zeros(()))
+    grads = nnx.grad(lambda m: loss_fn(m) + m.tail)(model)
+    with pytest.raises(ValueError, match="new are tail, gone are none. Make a new nnx"):
+        optimizer.update(grads)
+
+
+@pytest.mark.parametrize("tx", [0.1, None, "adam"])
+def test_no_transformation(tx):
+    with pytest.raises(TypeError, match=r"such as optax.adam\(1e-3\), not"):
+        nnx.Optimizer(Net(), tx)
+
+
+@pytest.mark.parametrize("grads", [None, (1.0, 2.0)])
+def test_no_gradients(grads):
+    with pytest.raises(ValueError, match="second part of what nnx.value_and_grad"):
+        nnx.Optimizer(Net(), optax.sgd(0.1)).update(grads)
