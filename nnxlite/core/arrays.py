@@ -20,6 +20,8 @@ _is_array_type: dict[type, bool] = {}
 def is_array(value: Any) -> bool:
     """True for JAX and NumPy arrays, tracers, PRNG keys and ShapeDtypeStructs."""
     kind = type(value)
+    if kind is np.ndarray:
+        return value.dtype.kind not in "USOMm"  # JAX has no strings, objects, times
     known = _is_array_type.get(kind)
     if known is None:
         # isinstance with jax.Array asks a metaclass and takes a microsecond; the

@@ -95,6 +95,11 @@ class Jitted(Generic[P, R]):
             }
         return self.function(*args, **kwargs)
 
+    def sharded_positions(self, count: int) -> list[int]:
+        """Of `count` positional arguments those that are the user's and not static."""
+        own = range(len(self._args), count)
+        return [n for n in own if not {n, n - count} & self._static]
+
     def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opened:
         if self._brings:
             args, kwargs = self._args + args, {**self._kwargs, **kwargs}
@@ -301,9 +306,9 @@ def jit(  # pyright: ignore[reportInconsistentOverload]
     in `jax.jit`, unless `static_argnums` or `static_argnames` says otherwise.
 
     Constants that the function sees are compared at each call, and arguments of user
-    classes that hold Modules, Variables or arrays are looked into. Other objects compare
-    by `==`, or by identity where their class defines none: a change inside them is not
-    seen. A static value that changes at every call compiles at every call.
+    classes that hold Modules, Variables or arrays are looked into. Other objects
+    compare by `==`, or by identity where their class defines none: a change inside them
+    is not seen. A static value that changes at every call compiles at every call.
 
     Args:
       fun: a function, bound method or Module; without it, returns a decorator.

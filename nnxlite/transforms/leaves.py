@@ -58,6 +58,8 @@ def kind_of(leaf: Any) -> int:
     kind = kinds.get(cls)
     if kind is not None:
         return kind
+    if cls is np.ndarray:  # an array, or strings: not all instances are alike
+        return DYNAMIC if is_array(leaf) else STATIC
     if isinstance(leaf, Variable):
         kind = VARIABLE
     elif isinstance(leaf, Pytree):

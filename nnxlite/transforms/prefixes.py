@@ -95,10 +95,16 @@ class DiffState:
     filter: Filter
 
 
-def label_of(prefix: Any, path: Path, leaf: Any) -> Any:
-    """The label that a prefix gives the leaf at `path` below it."""
+def label_of(prefix: Any, path: Path, leaf: Any, name: str) -> Any:
+    """The label that the prefix called `name` gives the leaf at `path` below it."""
     while isinstance(prefix, (tuple, list, Mapping)) and not hasattr(prefix, "spec"):
         if type(prefix).__name__ == "PartitionSpec" or not path:
             break
-        prefix, path = prefix[path[0]], path[1:]
+        try:
+            prefix, path = prefix[path[0]], path[1:]
+        except (LookupError, TypeError):
+            raise ValueError(
+                f"{name} has nothing for {format_path(path)!r}: {prefix!r} must have "
+                "an entry for each part of what it is for"
+            ) from None
     return prefix.label(path, leaf) if isinstance(prefix, StateLabels) else prefix

@@ -17,6 +17,7 @@ from jax.extend.core import jaxpr_as_fun
 from ..core.frames import Frame
 from ..core.graph import Taking
 from ..core.module import key_of
+from ..core.paths import format_path
 from ..core.variable import Variable
 from .boundary import Departure, Visit
 from .leaves import DYNAMIC, flatten, flatten_with_path, kind_of
@@ -72,7 +73,7 @@ class Program:
         else:
             inputs = []
         if owner.in_shardings is not None:
-            self.shardings = [_input_sharding(owner.in_shardings, x) for x in inputs]
+            self.shardings = _input_shardings(owner, opened, inputs)
             options["in_shardings"] = (self.shardings,)
         if owner.donates:
             self._choose_donated(plan, opened, values, inputs, options)
@@ -189,12 +190,46 @@ def _is_instance(cls: type, value: Any) -> bool:
     return isinstance(value, cls)
 
 
-def _input_sharding(shardings: Any, source: Input) -> Any:
-    if not isinstance(source.argument, int):
-        return None
-    if isinstance(shardings, tuple) and type(shardings) is tuple:
-        shardings = shardings[source.argument]
-    return label_of(shardings, source.path, source.leaf)
+def _input_shardings(owner: Any, opened: Opened, inputs: Sequence[Input]) -> list[Any]:
+    """The sharding of each gathered array, from those of the user's arguments.
+
+    Raises:
+      ValueError: for a wrong number of shardings, or an object that gets two.
+    """
+    shardings = owner.in_shardings
+    args, _ = opened.treedef.unflatten(opened.leaves)
+    numbers = owner.sharded_positions(len(args))
+    if type(shardings) is tuple:
+        if len(shardings) != len(numbers):
+            raise ValueError(
+                f"in_shardings of {owner.description} has {len(shardings)} entries, "
+                f"but the call has {len(numbers)} positional arguments that are not static"
+            )
+        by_number = dict(zip(numbers, shardings, strict=True))
+    else:
+        by_number = dict.fromkeys(numbers, shardings)
+    labels: dict[int, tuple[str, Any]] = {}
+    for number, sharding in by_number.items():
+        walk = Taking()
+        walk.take(args[number])
+        for path, leaf in zip(walk.paths, walk.leaves, strict=True):
+            label = label_of(sharding, path, leaf, "in_shardings")
+            where = format_path(path, root=f"args[{numbers.index(number)}]")
+            first = labels.setdefault(id(leaf), (where, label))
+            if isinstance(leaf, Variable) and first[1] != label:
+                raise ValueError(
+                    f"Inconsistent aliasing detected: the {type(leaf).__name__} at "
+                    f"{first[0]} gets the sharding {first[1]}, but at {where} it gets "
+                    f"{label}: give both the same"
+                )
+
+    def sharding_of(source: Input) -> Any:
+        if isinstance(source.leaf, Variable):
+            return labels.get(id(source.leaf), ("", None))[1]
+        prefix = by_number.get(source.argument)
+        return label_of(prefix, source.path, source.leaf, "in_shardings")
+
+    return [sharding_of(source) for source in inputs]
 
 
 def _sharded(result: Any, shardings: Any) -> Any:
@@ -202,7 +237,7 @@ def _sharded(result: Any, shardings: Any) -> Any:
 
     def constrain(path: tuple[Any, ...], leaf: Any) -> Any:
         if kind_of(leaf) == DYNAMIC:
-            sharding = label_of(shardings, path, leaf)
+            sharding = label_of(shardings, path, leaf, "out_shardings")
             if sharding is None:
                 return leaf
             return jax.lax.with_sharding_constraint(leaf, sharding)
@@ -210,7 +245,8 @@ def _sharded(result: Any, shardings: Any) -> Any:
         walk.take(leaf)
         for below, inner in zip(walk.paths, walk.leaves, strict=True):
             if isinstance(inner, Variable):
-                sharding = label_of(shardings, (*path, *below), inner)
+                place = (*path, *below)
+                sharding = label_of(shardings, place, inner, "out_shardings")
                 if sharding is not None:
                     value = jax.lax.with_sharding_constraint(inner.raw_value, sharding)
                     inner.raw_value = value
