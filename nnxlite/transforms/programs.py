@@ -203,7 +203,7 @@ def _input_shardings(owner: Any, opened: Opened, inputs: Sequence[Input]) -> lis
         if len(shardings) != len(numbers):
             raise ValueError(
                 f"in_shardings of {owner.description} has {len(shardings)} entries, "
-                f"but the call has {len(numbers)} positional arguments that are not static"
+                f"but the call has {len(numbers)} arguments that are not static"
             )
         by_number = dict(zip(numbers, shardings, strict=True))
     else:
