@@ -34,10 +34,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax.extend.core import get_opaque_trace_state
 
 from .errors import TraceContextError, name_of
-from .workarounds import is_tracing_a_program
+from .workarounds import get_opaque_trace_state, is_tracing_a_program
 
 with jax.ensure_compile_time_eval():
     NO_TRACE = get_opaque_trace_state()

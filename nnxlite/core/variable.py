@@ -17,7 +17,7 @@ owner.
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,8 @@ class Variable(ArrayOperators, Generic[A]):
 
     Read with `v.value`, `v[...]` or `v[index]`; write with `v.value = x`,
     `v[...] = x` (keeps shape and dtype), `v[index] = x` or `v += x`. Operators and
-    functions of `jnp` and `jax.lax` take it as its value and return plain arrays.
+    functions of `jnp` (from jax 0.10 also `jax.lax`) take it as its value and return
+    plain arrays.
 
     Metadata, and what attributes the value has when it is written, are attributes of
     the Variable too: `v.shape`, `v.sum()`.
@@ -287,7 +288,10 @@ class Variable(ArrayOperators, Generic[A]):
         return new
 
     def __reduce__(self) -> Any:
-        return (_revived, (type(self), self.raw_value, dict(self._metadata)))
+        value = self.raw_value
+        if is_array(value) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            value = _KeyData(jax.random.key_impl(value), jax.random.key_data(value))
+        return (_revived, (type(self), value, dict(self._metadata)))
 
     def __repr__(self) -> str:
         value = self.raw_value
@@ -369,7 +373,16 @@ def _begin(variable: Variable[Any], value: Any, metadata: Metadata) -> None:
         frame.values[variable] = value
 
 
+class _KeyData(NamedTuple):
+    """A random key on its way through pickle: JAX 0.9 cannot pickle keys itself."""
+
+    implementation: Any
+    data: Any
+
+
 def _revived(kind: type[Variable[Any]], value: Any, metadata: Any) -> Variable[Any]:
+    if isinstance(value, _KeyData):
+        value = jax.random.wrap_key_data(value.data, impl=value.implementation)
     return kind.from_metadata(value, metadata)
 
 

@@ -3,7 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax.core
 import jax.extend.core
+
+# The trace that is under way, for comparison only. jax 0.9 has it in jax.core; ends
+# when 0.10 is the oldest supported version.
+get_opaque_trace_state: Callable[[], Any] = getattr(
+    jax.extend.core, "get_opaque_trace_state", None
+) or getattr(jax.core, "get_opaque_trace_state")  # noqa: B009
 
 
 def let_lax_take(cls: type, value_of: Callable[[Any], Any]) -> None:

@@ -11,13 +11,13 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import jax
-from jax.extend.core import get_opaque_trace_state
 
 from ..core.frames import NO_TRACE, everywhere, neutral_level
 from ..core.graph import Putting, Taking
 from ..core.metadata import placed
 from ..core.statics import static_key
 from ..core.variable import MISSING, Variable
+from ..core.workarounds import get_opaque_trace_state
 from .boundary import Visit, apply
 from .captures import View, unbound
 from .plans import Opened, Plan, Plans

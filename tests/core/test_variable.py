@@ -396,6 +396,10 @@ def test_d4_lax_takes_the_value():
     assert equal(jax.lax.sin(v[...]), jnp.sin(jnp.arange(3.0)))
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 10),
+    reason="jax 0.9 refuses whatever has __jax_array__ in lax, and has no hook for it",
+)
 def test_jax_24460_lax_takes_a_variable():
     assert equal(jax.lax.sin(arange()), jnp.sin(jnp.arange(3.0)))
     assert equal(jax.lax.add(nnx.Param(1.0), 2.0), jnp.array(3.0))
@@ -757,7 +761,7 @@ def test_d12_the_value_of_a_pytree_variable_is_flattened():
 
 def test_d12_different_metadata_do_not_map_together():
     a, b = nnx.Param(1, group="x"), nnx.Param(2, group="y")
-    with pytest.raises(ValueError, match="different pytree metadata"):
+    with pytest.raises(ValueError, match="different pytree metadata|Mismatch custom"):
         jax.tree.map(operator.add, a, b)
 
 

@@ -30,6 +30,7 @@ keys = st.sampled_from(["x", "y", "items"])
 fields = st.sampled_from(["model", "other"])
 kinds = st.sampled_from(sorted(KINDS))
 modules = st.sampled_from(sorted(MODULES))
+INPUT_KINDS = ["array", *INPUTS]
 shapes = st.sampled_from([(2,), ()])
 statics = st.sampled_from([0, 1, 2, "text", None, (1, 2), 0.5, True])
 metadata_names = st.sampled_from(["note", "group"])
@@ -48,7 +49,7 @@ odd = st.one_of(
     case("key", small),
     case("dict", st.tuples(*[st.tuples(st.just(key), arrays) for key in "wv"])),
 )
-contents = st.one_of(arrays, arrays, arrays, odd)
+contents = st.one_of(arrays, arrays, odd)
 variables = case("variable", kinds, contents, entries(metadata_names, metadata_values))
 existing = case("object", numbers)
 plain = st.one_of(variables, existing, arrays, case("static", statics))
@@ -146,7 +147,7 @@ def failing_bodies(draw: Any) -> tuple[Any, ...]:
 
 
 @st.composite
-def ways(draw: Any) -> tuple[tuple[int, str], ...]:
+def ways(draw: Any, numbers: Strategy) -> tuple[tuple[int, str], ...]:
     """One to five objects, some in two ways; at most one is bound in front."""
     pairs = draw(blocks(st.tuples(numbers, st.sampled_from(WAYS)), 4, shortest=1))
     if draw(st.booleans()):
@@ -157,26 +158,43 @@ def ways(draw: Any) -> tuple[tuple[int, str], ...]:
     )
 
 
-programs = st.builds(
+objects = blocks(case("module", modules, st.just(())) | variables, 4).map(
+    lambda rest: (("module", "Node", ()), *rest)
+)
+same = st.sampled_from(INPUT_KINDS).map(lambda kind: (kind, kind))
+base = {
+    "objects": objects,
+    "edges": blocks(st.one_of(*CONNECTING), 10),
+    "ways": ways(numbers),
+    "fresh": st.booleans(),
+    "forgets": st.booleans(),
+    "donates": st.sampled_from([False, False, False, True]),
+}
+# Most bodies change the structure.
+changing = st.builds(
     Program,
-    objects=blocks(case("module", modules, st.just(())) | variables, 4).map(
-        lambda rest: (("module", "Node", ()), *rest)
-    ),
-    edges=blocks(st.one_of(*CONNECTING), 10),
-    ways=ways(),
-    body=st.one_of(
-        bodies(calm),
-        bodies(calm),
-        bodies(lively),
-        bodies(lively),
-        bodies(lively),
-        failing_bodies(),
-    ),
+    **base,
+    body=st.one_of(bodies(calm), bodies(lively), bodies(lively), failing_bodies()),
     between=blocks(lively, 3),
     is_between_compiled=st.booleans(),
     again=st.just(()) | blocks(numbers, 3),
-    inputs=st.tuples(*[st.sampled_from(["array", "array", *INPUTS])] * 2),
-    forgets=st.booleans(),
-    fresh=st.booleans(),
-    donates=st.sampled_from([False, False, False, True]),
+    inputs=st.tuples(*[st.sampled_from(INPUT_KINDS)] * 2),
 )
+# Nothing but what happens between the calls tells them apart.
+interrupted = st.builds(
+    Program,
+    **base,
+    body=bodies(calm).map(lambda body: (("survey",), *body, ("give_total",))),
+    between=blocks(lively, 3, shortest=1),
+    is_between_compiled=st.booleans(),
+    inputs=same,
+)
+# Nothing but which objects the function gets tells the calls apart.
+rebound = st.builds(
+    Program,
+    **{**base, "ways": ways(st.integers(0, 4))},
+    body=bodies(calm).map(lambda body: (*body, ("survey",), ("give_total",))),
+    again=blocks(st.integers(0, 4), 4, shortest=1),
+    inputs=same,
+)
+programs = st.one_of(changing, changing, interrupted, rebound)
