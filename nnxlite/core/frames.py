@@ -22,14 +22,14 @@ part of the key of these caches; levels are used again, until a Variable was rea
 a plain transform: then the next frame, and the next write, get a new one.
 
 A *stamp* stands for the structure of one node (Module, List, Dict) as it is now.
-Every structural change gives the node a new one; if somebody watches the old stamp,
-the global `epoch` changes too. So "nothing that anybody watches has changed" is one
-comparison, and "these nodes are as they were" one a node, without touching a node.
+Every structural change gives the node a new one and tells all that watch the old one,
+so that "these nodes are as they were" is one look at a flag, however many they are.
 """
 
 import contextlib
 import itertools
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,30 +55,33 @@ class _ThreadState(threading.local):
 
 _thread = _ThreadState()
 everywhere: "list[Frame]" = []
-epoch: list[object] = [object()]
 
 
 class Stamp:
     """The structure of one node between two structural changes.
 
     Attributes:
-      is_valid: False once the node has changed.
-      is_watched: whether a plan relies on it, so that a change must be announced.
       home: the JAX trace in which the node was made.
+      watchers: weak references to those that rely on it.
     """
 
-    __slots__ = ("home", "is_valid", "is_watched")
+    __slots__ = ("home", "watchers")
 
     def __init__(self, home: Any):
         self.home = home
-        self.is_valid = True
-        self.is_watched = False
+        self.watchers: tuple[weakref.ref[Any], ...] = ()
+
+    def watch(self, watcher: "weakref.ref[Any]") -> None:
+        """Has `watcher.is_current` set to False when the node changes."""
+        alive = [one for one in self.watchers if one() is not None]
+        self.watchers = (*alive, watcher)
 
     def replaced(self) -> "Stamp":
         """Ends this stamp and returns the node's next one."""
-        self.is_valid = False
-        if self.is_watched:
-            epoch[0] = object()
+        for reference in self.watchers:
+            watcher = reference()
+            if watcher is not None:
+                watcher.is_current = False
         return Stamp(self.home)
 
 

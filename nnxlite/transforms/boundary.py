@@ -32,6 +32,7 @@ from ..core.variable import Variable
 from .leaves import DYNAMIC, flatten, kind_of
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(eq=False)
 class Record:
     """What a function did, apart from the arrays; compared by identity.
@@ -54,18 +55,8 @@ class Record:
     packing: "Packing | None" = None
 
 
-class Departure:
-    """What leaves a frame: the written values and the result; the record is static."""
-
-    __slots__ = ("record", "result", "values")
-
-    def __init__(self, values: Any, result: Any, record: Record):
-        self.values = values
-        self.result = result
-        self.record = record
-
-
-jax.tree_util.register_dataclass(Departure, ["values", "result"], ["record"])
+# What leaves a frame: the record, which is static, the written values, the result.
+Departure = tuple[Record, list[Any], Any]
 
 
 class Packing:
@@ -218,7 +209,7 @@ class Visit:
         fields = self._changed_fields()
         leaves, _ = flatten(result)
         if not changed and not fields and all(map(_comes_out, leaves + values)):
-            return Departure(values, result, record)
+            return record, values, result
         walk = Taking(self.known or (), self._is_outside)
         walk.take(result)
         for node in changed:
@@ -230,7 +221,7 @@ class Visit:
         record.walk = tuple(walk.records)
         leaves = [x.raw_value if isinstance(x, Variable) else x for x in walk.leaves]
         record.packing = Packing([values, leaves], _comes_out)
-        return Departure([], record.packing.arrays, record)
+        return record, [], record.packing.arrays
 
     def _name(self, obj: Any) -> Any:
         return obj if self.known is None else self.frame.known[id(obj)]
@@ -277,7 +268,7 @@ def apply(
       objects: what the record's numbers mean; None if it holds the objects.
       plain: the plain objects among the arguments.
     """
-    record, values, result = departure.record, departure.values, departure.result
+    record, values, result = departure
     new_contents: list[Any] = []
     new_fields: list[Any] = []
     if record.walk is not None and record.packing is not None:

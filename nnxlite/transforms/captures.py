@@ -12,6 +12,7 @@ a registry, or a module's namespace is not visible here.
 
 import dis
 import functools
+import operator
 import types
 import weakref
 from collections.abc import Callable, Hashable, Iterable
@@ -40,9 +41,9 @@ class View:
     """What one function sees, as far as it is found by following functions.
 
     `contained` are the functions in containers, which are followed too.
-    `pinned` are the places whose values settle what else is seen; as long as they hold
-    the same objects, `constants` holds too. `watched` are the places with containers,
-    whose contents may change in place and are read anew at every look.
+    `reads` read the places whose values settle what else is seen; as long as they hold
+    the `expected` objects, `constants` holds too. `watched` are the places with
+    containers, whose contents may change in place and are read anew at every look.
 
     Args:
       function: whose view it is.
@@ -55,10 +56,11 @@ class View:
     __slots__ = (
         "constants",
         "contained",
+        "expected",
         "function",
         "ignored",
         "objects",
-        "pinned",
+        "reads",
         "token",
         "tokens",
         "watched",
@@ -73,7 +75,8 @@ class View:
         self.function = function
         self.tokens = tokens
         self.ignored = ignored
-        self.pinned: list[tuple[Callable[[], Any], Callable[[], Any]]] = []
+        self.reads: list[Callable[[], Any]] = []
+        self.expected: list[Callable[[], Any]] = []
         self.watched: list[tuple[Place, Callable[[], Any]]] = []
         self.objects: list[Callable[[], Any]] = []
         self.contained: list[Any] = []
@@ -114,14 +117,13 @@ class View:
             expected: Callable[[], Any] = weakref.ref(value)
         except TypeError:  # numbers, strings: kept, so that their id stays taken
             expected = functools.partial(_same, value)
-        self.pinned.append((read, expected))
+        self.reads.append(read)
+        self.expected.append(expected)
 
     def is_current(self) -> bool:
         """True while every pinned place holds the object that it held."""
-        for read, expected in self.pinned:
-            if read() is not expected():
-                return False
-        return True
+        held = map(operator.call, self.reads)
+        return all(map(operator.is_, held, map(operator.call, self.expected)))
 
     def look(self) -> tuple[list[Any], Hashable]:
         """The objects seen now, and a key of everything else seen."""

@@ -115,7 +115,7 @@ class Jitted(Generic[P, R]):
         if view is None or not view.is_current():
             ignored = view.ignored if view is not None else frozenset()
             view = self._view = View(self.function, self._tokens, ignored)
-        return Opened((args, kwargs), *view.look())
+        return Opened(args, kwargs, *view.look())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         opened = self._open(args, kwargs)
@@ -133,15 +133,15 @@ class Jitted(Generic[P, R]):
             stack.pop()
         if plan.program.was_traced:
             self._ignore_effects(plan, opened)
-        record = departure.record
+        record, outputs, result = departure
         if not everywhere:
             cells = plan.cells_of(record)
             if cells is not None and (
                 not cells or get_opaque_trace_state() == NO_TRACE
             ):
-                for cell, value in zip(cells, departure.values, strict=True):
+                for cell, value in zip(cells, outputs, strict=True):
                     cell.value = value
-                return departure.result
+                return result
         return apply(departure, plan.known(opened), opened.plain)
 
     def _ignore_effects(self, plan: Plan, opened: Opened) -> None:
@@ -404,7 +404,7 @@ def eval_shape(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
       ShapeDtypeStruct(shape=(2, 3), dtype=float32)
     """
     function, own_args, own_kwargs = unbound(f)
-    opened = Opened((own_args + args, {**own_kwargs, **kwargs}), (), None)
+    opened = Opened(own_args + args, {**own_kwargs, **kwargs})
     plan = Plan(opened)
     values = plan.gather(opened)
     assert values is not None

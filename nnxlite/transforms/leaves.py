@@ -7,7 +7,6 @@ registry when it is first met.
 
 import enum
 import types
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,12 +25,10 @@ _registry = type(_jax_registry)(
     enable_dict=True,
 )
 
-DYNAMIC, NODE, VARIABLE, PLAIN, STATIC, CONTAINER = range(6)
-kinds: dict[type, int] = {}  # of the types whose instances are all alike
+DYNAMIC, NODE, VARIABLE, PLAIN, STATIC, CONTAINER = range(1, 7)
+# Of the types whose instances are all alike.
+kinds: dict[type, int] = dict.fromkeys((tuple, list, dict, type(None)), CONTAINER)
 _LIBRARIES = frozenset("builtins jax jaxlib numpy optax nnxlite ml_dtypes".split())
-
-
-open_containers = _registry.flatten
 
 
 def flatten(tree: Any) -> tuple[list[Any], Any]:
@@ -44,11 +41,9 @@ def flatten(tree: Any) -> tuple[list[Any], Any]:
     return leaves, treedef
 
 
-def flatten_with_path(
-    treedef: Any, leaves: Sequence[Any]
-) -> list[tuple[tuple[Any, ...], Any]]:
-    """The leaves of a flattened tree, each with its JAX key path."""
-    tree = treedef.unflatten(leaves)
+def flatten_with_path(tree: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    """The leaves of `flatten`, each with its JAX key path."""
+    flatten(tree)  # adopts what is not known yet
     return _registry.flatten_with_path(tree, None)[0]
 
 
@@ -83,6 +78,7 @@ def adopt(cls: type) -> None:
         return _jax_registry.flatten(value, lambda x: x is not value)
 
     _registry.register_node(cls, open_one, lambda treedef, xs: treedef.unflatten(xs))
+    kinds[cls] = CONTAINER
 
 
 def _may_hold_objects(leaf: Any) -> bool:

@@ -3,8 +3,8 @@
 `opened` sorts the arguments of a call and yields a *key*: the same objects in the same
 places with equal static values have the same key. A *plan* belongs to a key. It holds
 the cells of all Variables below the objects, so that a call gathers their values in
-one list comprehension, and the stamps of all nodes, so that it knows when to look
-again. Plans with the same structure share a *program*, the compiled function.
+one list comprehension, and watches the stamps of all nodes, which tell it when it is
+out of date. Plans with the same structure share a *program*, the compiled function.
 
 A plan holds Variables and nodes weakly, and is dropped when one of its roots dies.
 Variables that are arguments themselves ("loose") are no part of the key: a plan takes
@@ -12,7 +12,7 @@ any Variables of the same kinds and metadata, so that new gradients make no new 
 """
 
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ..core import frames
@@ -30,12 +30,10 @@ from .leaves import (
     NODE,
     PLAIN,
     VARIABLE,
-    adopt,
     flatten,
     flatten_with_path,
     kind_of,
     kinds,
-    open_containers,
 )
 
 _ARRAY, _NODE = "array", "node"
@@ -59,9 +57,12 @@ class Input(NamedTuple):
 class Opened:
     """The arguments of one call, sorted.
 
-    Attributes:
-      leaves, treedef: the arguments, flattened down to objects.
+    Args:
+      args, kwargs: the arguments.
+      captured: the objects that the function sees besides.
       constants: the key of what else the function sees.
+
+    Attributes:
       key: settles the plan; nodes stand in it by id.
       nodes, loose, dynamic, plain: the leaves of each kind, in order; also what is
         captured, and what the fields of plain objects hold.
@@ -69,64 +70,66 @@ class Opened:
     """
 
     __slots__ = (
+        "args",
         "constants",
         "dynamic",
         "held",
         "key",
-        "leaves",
+        "kwargs",
         "loose",
         "nodes",
         "plain",
-        "treedef",
     )
 
-    def __init__(self, arguments: Any, captured: Sequence[Any], constants: Hashable):
-        self.leaves, self.treedef = leaves, treedef = open_containers(arguments)
+    def __init__(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        captured: Sequence[Any] = (),
+        constants: Hashable = None,
+    ):
+        self.args = args
+        self.kwargs = kwargs
         self.constants = constants
         self.nodes: list[Any] = []
         self.dynamic: list[Any] = []
         self.loose = self.plain = self.held = _NONE  # most calls need no lists here
-        key: list[Any] = [treedef, constants]
-        for leaf in leaves:
-            kind = kinds.get(type(leaf))
-            if kind == DYNAMIC:
-                self.dynamic.append(leaf)
-                key.append(_ARRAY)
-            elif kind == NODE:
-                self.nodes.append(leaf)
-                key.append(id(leaf))
-            elif kind is None and kind_of(leaf) == CONTAINER:
-                adopt(type(leaf))
-                self.__init__(arguments, captured, constants)
-                return
-            else:
-                self._sort(leaf, key)
-        for leaf in captured:
-            self._sort(leaf, key)
+        key: list[Any] = [constants, len(args)]
+        if kwargs:
+            names = sorted(kwargs)
+            key.append(tuple(names))
+            args += tuple(kwargs[name] for name in names)
+        self._sort(args, key)
+        if captured:
+            self._sort(captured, key)
         self.key = tuple(key)
 
     def with_view(self, captured: Sequence[Any], constants: Hashable) -> "Opened":
         """The same arguments with another view of the surroundings."""
-        arguments = self.treedef.unflatten(self.leaves)
-        return Opened(arguments, captured, constants)
+        return Opened(self.args, self.kwargs, captured, constants)
 
-    def _sort(self, leaf: Any, key: list[Any]) -> None:
-        kind = kind_of(leaf)
-        if kind == NODE:
-            self.nodes.append(leaf)
-            key.append(id(leaf))
-        elif kind == VARIABLE:
-            self.loose = self.loose or []
-            self.loose.append(leaf)
-            key.append(type(leaf))
-            key.append(leaf._metadata)
-        elif kind == DYNAMIC:
-            self.dynamic.append(leaf)
-            key.append(_ARRAY)
-        elif kind == PLAIN:
-            self._look_into(leaf, key)
-        else:
-            key.append(static_key(leaf))
+    def _sort(self, values: Iterable[Any], key: list[Any]) -> None:
+        for value in values:
+            kind = kinds.get(type(value)) or kind_of(value)
+            if kind == NODE:
+                self.nodes.append(value)
+                key.append(id(value))
+            elif kind == DYNAMIC:
+                self.dynamic.append(value)
+                key.append(_ARRAY)
+            elif kind == CONTAINER:
+                leaves, treedef = flatten(value)
+                key.append(treedef)
+                self._sort(leaves, key)
+            elif kind == VARIABLE:
+                self.loose = self.loose or []
+                self.loose.append(value)
+                key.append(type(value))
+                key.append(value._metadata)
+            elif kind == PLAIN:
+                self._look_into(value, key)
+            else:
+                key.append(static_key(value))
 
     def _look_into(self, obj: Any, key: list[Any]) -> None:
         """Sorts the fields of a plain object; its numbers are static."""
@@ -141,7 +144,7 @@ class Opened:
             for leaf in leaves:
                 kind = kind_of(leaf)
                 if kind in (NODE, VARIABLE):
-                    self._sort(leaf, key)
+                    self._sort((leaf,), key)
                 elif kind == DYNAMIC and hasattr(leaf, "shape"):
                     holds_array = True
                     key.append(_ARRAY)
@@ -155,7 +158,7 @@ class Opened:
         """By id of each object and position of each array: its argument and path."""
         found: dict[int, tuple[int | str | None, Path]] = {}
         arrays = 0
-        for (_, *keys), leaf in flatten_with_path(self.treedef, self.leaves):
+        for (_, *keys), leaf in flatten_with_path((self.args, self.kwargs)):
             argument, *path = map(key_of, keys)
             if kind_of(leaf) == DYNAMIC:
                 found[arrays] = (argument, tuple(path))
@@ -170,9 +173,10 @@ class Opened:
 
     def arguments(self, dynamic: Sequence[Any]) -> Any:
         """The arguments again, with other arrays in the place of theirs."""
+        leaves, treedef = flatten((self.args, self.kwargs))
         rest = iter(dynamic)
-        return self.treedef.unflatten(
-            [next(rest) if kind_of(x) == DYNAMIC else x for x in self.leaves]
+        return treedef.unflatten(
+            [next(rest) if kind_of(x) == DYNAMIC else x for x in leaves]
         )
 
 
@@ -187,6 +191,7 @@ class Plan:
       objects: all nodes and Variables, in the order of their numbers, but the loose.
       paths: the path of each leaf, for messages and labels.
       own: which loose Variables are not found again below the nodes.
+      is_current: False once a node below the roots has changed its structure.
     """
 
     def __init__(self, opened: Opened):
@@ -221,10 +226,10 @@ class Plan:
             tuple(r.key if isinstance(r, Static) else r for r in walk.records),
             self.packing and (self.packing.treedef, tuple(self.packing.statics)),
         )
-        self.stamps = [node._nnx_stamp for node in nodes]
-        for stamp in self.stamps:
-            stamp.is_watched = True
-        self.epoch = frames.epoch[0]
+        self.is_current = True
+        watcher = weakref.ref(self)
+        for node in nodes:
+            node._nnx_stamp.watch(watcher)
         self.is_aliased = _is_aliased(opened.loose, self)
         self.program: Any = None
         self.targets: dict[Record, list[Cell] | None] = {}
@@ -240,16 +245,6 @@ class Plan:
     def _odd_variables(self, opened: Opened) -> list[Any]:
         """With odd values around, the loose Variables are packed too."""
         return [ref() for ref in self.odd] + [opened.loose[i] for i in self.own]
-
-    def is_current(self) -> bool:
-        """True if no node below the roots has changed its structure."""
-        if self.epoch is frames.epoch[0]:
-            return True
-        epoch = frames.epoch[0]
-        if not all([stamp.is_valid for stamp in self.stamps]):
-            return False
-        self.epoch = epoch
-        return True
 
     def gather(self, opened: Opened) -> list[Any] | None:
         """All arrays that go in, in order; None if the plan no longer fits."""
@@ -377,7 +372,7 @@ class Plans:
                 plan = self._plans.get((*key, *map(id, opened.loose)))
             elif plan.is_aliased:
                 plan = None
-        if plan is not None and plan.is_current():
+        if plan is not None and plan.is_current:
             values = plan.gather(opened)
             if values is not None:
                 return plan, values

@@ -4,7 +4,6 @@ A program is one `jax.jit` over flat lists of arrays. When JAX traces it, the pl
 the arguments of the call that is under way say which objects the arrays belong to.
 """
 
-import functools
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -99,7 +98,8 @@ class Program:
         if self.owner.donates == "state":
             traced = jax.jit(self.run, **options).trace(values)
             known = plan.known(opened)
-            written = {id(known[n]) for n in _record_in(traced.out_info).written}
+            record, *_ = traced.out_info
+            written = {id(known[n]) for n in record.written}
             wanted = [id(x.leaf) in written for x in inputs]
         else:
             arrays = len(inputs) - len(opened.dynamic)
@@ -181,15 +181,6 @@ def _each_buffer_once(values: list[Any], donated: Sequence[bool]) -> list[Any]:
     ]
 
 
-def _record_in(out_info: Any) -> Any:
-    is_departure = functools.partial(_is_instance, Departure)
-    return jax.tree.leaves(out_info, is_leaf=is_departure)[0].record
-
-
-def _is_instance(cls: type, value: Any) -> bool:
-    return isinstance(value, cls)
-
-
 def _input_shardings(owner: Any, opened: Opened, inputs: Sequence[Input]) -> list[Any]:
     """The sharding of each gathered array, from those of the user's arguments.
 
@@ -197,7 +188,7 @@ def _input_shardings(owner: Any, opened: Opened, inputs: Sequence[Input]) -> lis
       ValueError: for a wrong number of shardings, or an object that gets two.
     """
     shardings = owner.in_shardings
-    args, _ = opened.treedef.unflatten(opened.leaves)
+    args = opened.args
     numbers = owner.sharded_positions(len(args))
     if type(shardings) is tuple:
         if len(shardings) != len(numbers):
@@ -253,7 +244,7 @@ def _sharded(result: Any, shardings: Any) -> Any:
         return leaf
 
     leaves, treedef = flatten(result)
-    paths = [tuple(map(key_of, keys)) for keys, _ in flatten_with_path(treedef, leaves)]
+    paths = [tuple(map(key_of, keys)) for keys, _ in flatten_with_path(result)]
     return treedef.unflatten(
         [constrain(path, leaf) for path, leaf in zip(paths, leaves, strict=True)]
     )
