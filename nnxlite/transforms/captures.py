@@ -12,10 +12,10 @@ a registry, or a module's namespace is not visible here.
 
 import dis
 import functools
-import operator
 import types
 import weakref
 from collections.abc import Callable, Hashable, Iterable
+from operator import call, is_
 from typing import Any
 
 import numpy as np
@@ -90,7 +90,10 @@ class View:
             followed.add(id(seen))
             for name, read in _places(seen):
                 place = (getattr(seen, "__code__", type(seen)), name)
-                value = read()
+                try:
+                    value = read()
+                except ValueError:  # as above
+                    value = _ABSENT
                 if isinstance(value, (Pytree, Variable)):
                     self._pin(read, value)
                     self.objects.append(weakref.ref(value))
@@ -122,8 +125,11 @@ class View:
 
     def is_current(self) -> bool:
         """True while every pinned place holds the object that it held."""
-        held = map(operator.call, self.reads)
-        return all(map(operator.is_, held, map(operator.call, self.expected)))
+        held, expected = map(call, self.reads), map(call, self.expected)
+        try:
+            return all(map(is_, held, expected))
+        except ValueError:  # a closure's variable has no value now
+            return False
 
     def look(self) -> tuple[list[Any], Hashable]:
         """The objects seen now, and a key of everything else seen."""
@@ -224,7 +230,7 @@ def _places(seen: Any) -> Iterable[tuple[str, Callable[[], Any]]]:
         for name, cell in zip(
             seen.__code__.co_freevars, seen.__closure__ or (), strict=True
         ):
-            yield name, functools.partial(_content, cell)
+            yield name, functools.partial(getattr, cell, "cell_contents")
         for name in global_names(seen.__code__):
             yield name, functools.partial(seen.__globals__.get, name, _ABSENT)
         yield from _items(seen, "__defaults__")
@@ -245,13 +251,6 @@ def _item(owner: Any, attribute: str, key: Any) -> Any:
     try:
         return getattr(owner, attribute)[key]
     except (TypeError, LookupError):  # the defaults of a function may be replaced
-        return _ABSENT
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
         return _ABSENT
 
 
