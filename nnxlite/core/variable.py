@@ -37,10 +37,7 @@ class Cell:
     """Where one value lies; without the attribute `value` it is empty."""
 
     __slots__ = ("value",)
-
-    def __init__(self, value: Any = MISSING):
-        if value is not MISSING:
-            self.value = value
+    value: Any
 
 
 class Variable(ArrayOperators, Generic[A]):
@@ -74,7 +71,9 @@ class Variable(ArrayOperators, Generic[A]):
     _no_metadata: Metadata
 
     def __init__(self, value: A | VariableMetadata, **metadata: Any):
-        given = metadata.pop("_metadata", None)
+        if "_metadata" in metadata:  # from JAX, when it makes Variables of leaves
+            _begin(self, value, metadata["_metadata"])
+            return
         if isinstance(value, VariableMetadata):
             metadata = {**value.metadata, **metadata}
             value = value.raw_value
@@ -86,11 +85,10 @@ class Variable(ArrayOperators, Generic[A]):
                 f"a {type(self).__name__} cannot hold a jax Ref: it is mutable itself; "
                 "pass its value, `ref[...]`"
             )
-        if given is None:
-            kind = type(self)
-            given = Metadata.of(kind, metadata) if metadata else kind._no_metadata
-            if "out_sharding" in given:
-                value = placed(value, given)
+        kind = type(self)
+        given = Metadata.of(kind, metadata) if metadata else kind._no_metadata
+        if "out_sharding" in given:
+            value = placed(value, given)
         _begin(self, value, given)
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -365,11 +363,12 @@ def _begin(variable: Variable[Any], value: Any, metadata: Metadata) -> None:
         _forward_value(value)
     _take_metadata(variable, metadata)
     _set_home(variable, frames.home_of_new(variable))
+    cell = Cell()
+    _set_cell(variable, cell)
     frame = frames.current() if everywhere else None
     if frame is None:
-        _set_cell(variable, Cell(value))
+        cell.value = value
     else:
-        _set_cell(variable, Cell())
         frame.values[variable] = value
 
 

@@ -23,6 +23,9 @@ from .generation import programs
 from .machine import Machine, built
 from .programs import Halt, Program, reachable
 
+# JAX says so when a later call of a donating function returns arrays of other shapes.
+pytestmark = pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
+
 
 class Run:
     """One program on two graphs, the right one compiled."""
