@@ -13,6 +13,7 @@ What users call stands on the walk: `splitting`, `iteration` and `changes`. How 
 cross JAX is not its concern.
 """
 
+import itertools
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 
 from .arrays import is_array
+from .errors import name_of
 from .metadata import Metadata
 from .module import (
     Pytree,
@@ -313,6 +315,52 @@ class Putting:
         if record.treedef is None:
             return dict(pairs)
         return record.treedef.unflatten([child for _, child in pairs])
+
+
+def first_difference(
+    one: Iterable[Any], other: Iterable[Any]
+) -> tuple[int, Path, str, str] | None:
+    """Where two sequences of records of as many values first differ, or None.
+
+    Returns:
+      the number of the value, the path in it, and what is there in each.
+    """
+    ours, theirs = iter(one), iter(other)
+
+    def compare(path: Path) -> tuple[Path, str, str] | None:
+        here, there = next(ours), next(theirs)
+        if isinstance(here, Outside) and isinstance(there, Outside):
+            same = here.object is there.object
+        else:
+            same = type(here) is type(there) and here == there
+        if not same:
+            return path, _described(here), _described(there)
+        keys = here.keys if isinstance(here, (NodeRecord, ContainerRecord)) else ()
+        return next(filter(None, (compare((*path, key)) for key in keys)), None)
+
+    for number in itertools.count():
+        try:
+            found = compare(())
+        except StopIteration:
+            return None
+        if found is not None:
+            return number, *found
+    return None
+
+
+def _described(record: Any) -> str:
+    if isinstance(record, Static):
+        return repr(record.value)
+    if isinstance(record, Outside):
+        return name_of(record.object)
+    if isinstance(record, VariableRecord):
+        return f"a new {record.type.__name__} with {dict(record.metadata)}"
+    if isinstance(record, NodeRecord):
+        return f"a {record.type.__name__} with {list(record.keys)}"
+    if isinstance(record, ContainerRecord):
+        kind = record.treedef.unflatten(record.keys) if record.treedef else record.keys
+        return f"a {type(kind).__name__} with {list(record.keys)}"
+    return "an array" if isinstance(record, ArrayRecord) else "an object met before"
 
 
 def taken(value: Any) -> Taking:

@@ -18,15 +18,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ..core import frames
 from ..core.arrays import is_array, is_dynamic
 from ..core.changes import change
+from ..core.errors import name_of
 from ..core.frames import Frame
-from ..core.graph import Putting, Taking
+from ..core.graph import Putting, Taking, first_difference
 from ..core.metadata import Metadata
 from ..core.module import Pytree, is_data
-from ..core.paths import Key
+from ..core.paths import Key, Path, format_path
 from ..core.statics import Static
 from ..core.variable import Variable
 from .leaves import DYNAMIC, flatten, kind_of
@@ -78,6 +80,35 @@ class Packing:
         return self.treedef.unflatten(
             [next(rest) if s is None else s.value for s in self.statics]
         )
+
+
+@dataclasses.dataclass
+class Parting:
+    """What a function did, taken apart but not packed yet.
+
+    Attributes:
+      record: without its packing.
+      variables: the Variables written.
+      values: their new values.
+      changed: the nodes with new contents.
+      leaves: of the result and of the new contents, the values.
+      paths: where each leaf is, below `RESULT` or the number of the changed node.
+    """
+
+    record: Record
+    variables: Sequence[Any]
+    values: list[Any]
+    changed: Sequence[Any]
+    leaves: list[Any]
+    paths: Sequence[Path]
+
+    def packed(self, crosses: Callable[[Any], bool]) -> Departure:
+        """The departure, with all that crosses as one list of arrays."""
+        self.record.packing = Packing([self.values, self.leaves], crosses)
+        return self.record, [], self.record.packing.arrays
+
+
+RESULT = "result"
 
 
 class Holder:
@@ -194,6 +225,19 @@ class Visit:
 
     def depart(self, result: Any) -> Departure:
         """Takes apart the result and all that was written and changed."""
+        parting = self.part(result, only_if_needed=True)
+        if parting.record.walk is None:
+            return parting.record, parting.values, result
+        return parting.packed(_comes_out)
+
+    def part(self, result: Any, *, only_if_needed: bool = False) -> Parting:
+        """Takes apart the result and all that was written and changed.
+
+        Args:
+          result: what the function returned.
+          only_if_needed: leaves the result as it is if it is a pytree of arrays and
+            nothing changed but values.
+        """
         frame = self.frame
         written = [v for v in frame.written if id(v) not in frame.made]
         values = [frame.values[v] for v in written]
@@ -206,22 +250,25 @@ class Visit:
             elif self._differs(obj, before):
                 changed.append(obj)
         record = Record([self._name(v) for v in written], metadata)
+        parting = Parting(record, written, values, changed, [], ())
         fields = self._changed_fields()
-        leaves, _ = flatten(result)
-        if not changed and not fields and all(map(_comes_out, leaves + values)):
-            return record, values, result
+        if only_if_needed and not changed and not fields:
+            if all(map(_comes_out, flatten(result)[0] + values)):
+                return parting
         walk = Taking(self.known or (), self._is_outside)
-        walk.take(result)
-        for node in changed:
-            walk.take_contents(node)
+        walk.take(result, (RESULT,))
+        for number, node in enumerate(changed):
+            walk.take_contents(node, (number,))
         for _, new, _ in fields:
             walk.take(new)
         record.changed = [self._name(node) for node in changed]
         record.plain = [(n, tuple(new), gone) for n, new, gone in fields]
         record.walk = tuple(walk.records)
-        leaves = [x.raw_value if isinstance(x, Variable) else x for x in walk.leaves]
-        record.packing = Packing([values, leaves], _comes_out)
-        return record, [], record.packing.arrays
+        parting.leaves = [
+            x.raw_value if isinstance(x, Variable) else x for x in walk.leaves
+        ]
+        parting.paths = walk.paths
+        return parting
 
     def _name(self, obj: Any) -> Any:
         return obj if self.known is None else self.frame.known[id(obj)]
@@ -254,6 +301,36 @@ class Visit:
 def _comes_out(value: Any) -> bool:
     """On the way out a plain number is static: it was known while tracing."""
     return is_array(value) and not isinstance(value, jax.ShapeDtypeStruct)
+
+
+def numbers_as_arrays(result: Any) -> Any:
+    """A result with arrays for numbers: a value that is chosen or carried."""
+    leaves, treedef = flatten(result)
+    return treedef.unflatten(
+        [jnp.asarray(x) if kind_of(x) == DYNAMIC else x for x in leaves]
+    )
+
+
+def difference(one: Parting, other: Parting) -> tuple[str, ...] | None:
+    """Where the structures of two partings first differ, or None."""
+    here = {id(v): (v, metadata) for v, metadata in one.record.metadata}
+    there = {id(v): (v, metadata) for v, metadata in other.record.metadata}
+    for key, (variable, metadata) in {**here, **there}.items():
+        if here.get(key) != there.get(key):
+            texts = [str(dict(x[key][1])) if key in x else "-" for x in (here, there)]
+            return f"the metadata of {name_of(variable)}", *texts
+    nodes = [{id(node): node for node in x.changed} for x in (one, other)]
+    for key, node in {**nodes[0], **nodes[1]}.items():
+        if key not in nodes[0] or key not in nodes[1]:
+            texts = ["changed" if key in x else "left alone" for x in nodes]
+            return f"the structure of {name_of(node)}", *texts
+    assert one.record.walk is not None and other.record.walk is not None
+    found = first_difference(one.record.walk, other.record.walk)
+    if found is None:
+        return None
+    number, path, *texts = found
+    root = "the result" if number == 0 else name_of(one.changed[number - 1])
+    return format_path(path, root=root), *texts
 
 
 def apply(

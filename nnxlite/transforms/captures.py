@@ -14,10 +14,11 @@ import dis
 import functools
 import types
 import weakref
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from operator import call, is_
 from typing import Any
 
+import jax
 import numpy as np
 
 from ..core.frames import is_local
@@ -48,7 +49,8 @@ class View:
     Args:
       function: whose view it is.
       tokens: gives one object for each content of `constants`, which stands for it in
-        keys: hashing the content itself takes longer than a compiled call.
+        keys: hashing the content itself takes longer than a compiled call. Without,
+        the content stands for itself.
       ignored: places that are left out, since the function itself changes what they
         hold while it is traced: side effects that a compiled call does not repeat.
     """
@@ -69,7 +71,7 @@ class View:
     def __init__(
         self,
         function: Any,
-        tokens: dict[Hashable, object],
+        tokens: dict[Hashable, object] | None = None,
         ignored: frozenset[Place] = frozenset(),
     ):
         self.function = function
@@ -113,7 +115,9 @@ class View:
                     self._pin(read, value)
                     constants.append((place, static_key(value)))
         self.constants = tuple(constants)
-        self.token = tokens.setdefault(self.constants, object())
+        self.token: Any = self.constants
+        if tokens is not None:
+            self.token = tokens.setdefault(self.constants, object())
 
     def _pin(self, read: Callable[[], Any], value: Any) -> None:
         try:
@@ -146,20 +150,27 @@ class View:
             return self.look()
         return objects, (self.token, *keys)
 
-    def without_effects(self, seen_before: Hashable) -> "View":
-        """This view, or one that ignores what changed since `seen_before` was seen."""
-        now = View(self.function, self.tokens, self.ignored)
-        _, seen_now = now.look()
-        if seen_now == seen_before:
+    def without_effects(self, seen_before: "Sequence[tuple[View, Hashable]]") -> "View":
+        """This view, or one that ignores what changed since it was seen.
+
+        Args:
+          seen_before: this view and others, with what each saw.
+        """
+        changed: set[Place] = set()
+        for view, seen in seen_before:
+            now = View(view.function, view.tokens, self.ignored)
+            _, seen_now = now.look()
+            if seen_now != seen:
+                before, after = view._by_place(seen), now._by_place(seen_now)
+                changed |= {p for p in before if p in after and before[p] != after[p]}
+        if not changed:
             return self
-        before, after = self._by_place(seen_before), now._by_place(seen_now)
-        changed = [p for p in before if p in after and before[p] != after[p]]
-        return View(self.function, self.tokens, self.ignored | frozenset(changed))
+        return View(self.function, self.tokens, self.ignored | changed)
 
     def _by_place(self, seen: Any) -> dict[Place, Hashable]:
         places = dict(self.constants)
         if self.watched:
-            watched = (place for place, _ in self.watched)
+            watched = [place for place, _ in self.watched]
             places.update(zip(watched, seen[1:], strict=True))
         return places
 
@@ -201,6 +212,17 @@ def _may_change_inside(value: Any) -> bool:
 
 def _same(value: Any) -> Any:
     return value
+
+
+def sees_arrays(value: Any) -> bool:
+    """True if a value is a function, or a list of them, that captures bare arrays."""
+    if isinstance(value, (list, tuple)):
+        return any(map(sees_arrays, value))
+    if not is_followed(value):
+        return False
+    view = View(value)
+    places = [*view.reads, *(read for _, read in view.watched)]
+    return any(isinstance(x, jax.Array) for read in places for x in flatten(read())[0])
 
 
 def is_followed(value: Any) -> bool:

@@ -7,19 +7,20 @@ arrays, calls JAX, and writes back what the function wrote.
 
 import functools
 import inspect
+import types
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import jax
 
-from ..core.frames import NO_TRACE, everywhere, neutral_level
+from ..core.frames import NO_TRACE, current, everywhere, neutral_level
 from ..core.graph import Putting, Taking
 from ..core.metadata import placed
 from ..core.statics import static_key
 from ..core.variable import MISSING, Variable
 from ..core.workarounds import get_opaque_trace_state
 from .boundary import Visit, apply
-from .captures import View, unbound
+from .captures import View, sees_arrays, unbound
 from .plans import Opened, Plan, Plans
 from .programs import Program, calls
 
@@ -50,20 +51,21 @@ class Jitted(Generic[P, R]):
     def __init__(
         self,
         function: Callable[P, R],
-        options: Mapping[str, Any],
+        options: Mapping[str, Any] = types.MappingProxyType({}),
         *,
-        in_shardings: Any,
-        out_shardings: Any,
-        static_argnums: Any,
-        static_argnames: Any,
-        donate: Any,
-        donate_argnums: Any,
-        donate_argnames: Any,
+        transform: str = "nnx.jit",
+        in_shardings: Any = None,
+        out_shardings: Any = None,
+        static_argnums: Any = None,
+        static_argnames: Any = None,
+        donate: Any = None,
+        donate_argnums: Any = None,
+        donate_argnames: Any = None,
     ):
         self.function, self._args, self._kwargs = unbound(function)
         functools.update_wrapper(self, function, updated=())
         name = getattr(function, "__name__", type(function).__name__)
-        self.description = f"nnx.jit of '{name}'"
+        self.description = f"{transform} of '{name}'"
         self.options = options
         self.in_shardings = in_shardings
         self.out_shardings = out_shardings
@@ -115,7 +117,7 @@ class Jitted(Generic[P, R]):
         if view is None or not view.is_current():
             ignored = view.ignored if view is not None else frozenset()
             view = self._view = View(self.function, self._tokens, ignored)
-        return Opened(args, kwargs, *view.look())
+        return Opened(args, kwargs, *view.look(), view.ignored)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         opened = self._open(args, kwargs)
@@ -149,8 +151,8 @@ class Jitted(Generic[P, R]):
         plan.program.was_traced = False
         view = self._view
         assert view is not None
-        self._view = view.without_effects(opened.constants)
-        again = opened.with_view(*self._view.look())
+        self._view = view.without_effects([(view, opened.constants), *opened.views])
+        again = opened.with_view(self._view)
         if again.key != opened.key:
             self._plans.adopt(again, plan)
 
@@ -360,6 +362,30 @@ def jit(  # pyright: ignore[reportInconsistentOverload]
         donate_argnums=donate_argnums,
         donate_argnames=donate_argnames,
     )
+
+
+def compiled_at_top(transform: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator for transforms that JAX would trace anew at every call.
+
+    Outside all transforms the function is compiled, so that equal calls trace once.
+    Inside one it is called as it is, and so it is where a function among the arguments
+    captures bare arrays: these would be constants of the program.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        compiled = Jitted(function, transform=transform)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            if everywhere and current() is not None:
+                return function(*args, **kwargs)
+            if get_opaque_trace_state() != NO_TRACE or any(map(sees_arrays, args)):
+                return function(*args, **kwargs)
+            return compiled(*args, **kwargs)
+
+        return call
+
+    return decorate
 
 
 def jit_partial(fun: Callable[..., R], *partial_args: Any, **options: Any) -> Any:

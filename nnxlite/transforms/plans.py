@@ -24,6 +24,7 @@ from ..core.paths import Path
 from ..core.statics import Static, static_key
 from ..core.variable import Cell, Variable
 from .boundary import Holder, Packing, Record, holders_of
+from .captures import Place, View, is_followed
 from .leaves import (
     CONTAINER,
     DYNAMIC,
@@ -61,12 +62,14 @@ class Opened:
       args, kwargs: the arguments.
       captured: the objects that the function sees besides.
       constants: the key of what else the function sees.
+      ignored: see `View`; for the functions among the arguments.
 
     Attributes:
       key: settles the plan; nodes stand in it by id.
       nodes, loose, dynamic, plain: the leaves of each kind, in order; also what is
         captured, and what the fields of plain objects hold.
       held: the places in plain objects that hold bare arrays.
+      views: of the functions among the arguments, with the key of what they see.
     """
 
     __slots__ = (
@@ -74,11 +77,13 @@ class Opened:
         "constants",
         "dynamic",
         "held",
+        "ignored",
         "key",
         "kwargs",
         "loose",
         "nodes",
         "plain",
+        "views",
     )
 
     def __init__(
@@ -87,13 +92,15 @@ class Opened:
         kwargs: dict[str, Any],
         captured: Sequence[Any] = (),
         constants: Hashable = None,
+        ignored: frozenset[Place] = frozenset(),
     ):
         self.args = args
         self.kwargs = kwargs
         self.constants = constants
+        self.ignored = ignored
         self.nodes: list[Any] = []
         self.dynamic: list[Any] = []
-        self.loose = self.plain = self.held = _NONE  # most calls need no lists here
+        self.loose = self.plain = self.held = self.views = _NONE  # mostly empty
         key: list[Any] = [constants, len(args)]
         if kwargs:
             names = sorted(kwargs)
@@ -104,9 +111,9 @@ class Opened:
             self._sort(captured, key)
         self.key = tuple(key)
 
-    def with_view(self, captured: Sequence[Any], constants: Hashable) -> "Opened":
+    def with_view(self, view: View) -> "Opened":
         """The same arguments with another view of the surroundings."""
-        return Opened(self.args, self.kwargs, captured, constants)
+        return Opened(self.args, self.kwargs, *view.look(), view.ignored)
 
     def _sort(self, values: Iterable[Any], key: list[Any]) -> None:
         for value in values:
@@ -128,6 +135,12 @@ class Opened:
                 key.append(value._metadata)
             elif kind == PLAIN:
                 self._look_into(value, key)
+            elif is_followed(value):
+                view = View(value, None, self.ignored)
+                objects, seen = view.look()
+                self.views = [*self.views, (view, seen)]
+                key += (getattr(value, "__code__", type(value)), seen)
+                self._sort(objects, key)
             else:
                 key.append(static_key(value))
 
@@ -169,7 +182,8 @@ class Opened:
 
     def structure(self) -> Hashable:
         """The key with nodes in place of their ids."""
-        return tuple(_NODE if type(part) is int else part for part in self.key)
+        seen, count, *parts = self.key
+        return (seen, count, *(_NODE if type(x) is int else x for x in parts))
 
     def arguments(self, dynamic: Sequence[Any]) -> Any:
         """The arguments again, with other arrays in the place of theirs."""
@@ -225,6 +239,7 @@ class Plan:
             opened.structure(),
             tuple(r.key if isinstance(r, Static) else r for r in walk.records),
             self.packing and (self.packing.treedef, tuple(self.packing.statics)),
+            tuple(n for n, v in enumerate(variables) if not is_dynamic(v.raw_value)),
         )
         self.is_current = True
         watcher = weakref.ref(self)

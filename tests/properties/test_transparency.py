@@ -102,7 +102,23 @@ def outcome(function: Bound, kind: str, number: int) -> tuple[Any, Exception | N
         return None, error
 
 
-REGRESSIONS: list[Program] = [Program(objects=(("module", "Node", ()),))]
+_text = ("variable", "BatchStat", ("static", "text"), ())
+_array = ("variable", "BatchStat", ("traced", (2,), 1), ())
+REGRESSIONS: list[Program] = [
+    Program(objects=(("module", "Node", ()),)),
+    Program(  # two Variables exchange an array and a static value
+        objects=(("module", "Node", (("b", _text), ("a", _array))),),
+        ways=((0, "bare"),),
+        body=(
+            ("assign", 0, 1),
+            ("write", 1, ("traced", (2,), 1)),
+            ("survey",),
+            ("give_total",),
+        ),
+        again=(0,),
+        inputs=("array", "array"),
+    ),
+]
 
 
 @pytest.mark.parametrize("program", REGRESSIONS)
