@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .arrays import is_array
-from .filters import Filter, to_predicate
+from .filters import Filter
+from .key_shapes import Shape, first_rule, rules_of, shape_of
 from .module import Pytree, iter_nodes
 from .paths import format_path
 from .variable import Variable
@@ -145,20 +146,39 @@ class RngStream(Pytree, _Draws):
         key, self.count.value = _draw(self.key.value, self.count.value)
         return key
 
-    def fork(self, *, split: int | tuple[int, ...] | None = None) -> "RngStream":
+    def fork(self, *, split: int | Shape | None = None) -> "RngStream":
         """A new stream from the next key, or from that key split."""
-        key = self()
-        return self._like(key if split is None else jax.random.split(key, split))
+        return self._like(self()) if split is None else self.split(split)
 
-    def split(self, k: int | tuple[int, ...]) -> "RngStream":
+    def split(self, k: int | Shape) -> "RngStream":
         """A stream of `k` keys at once, split from the next key."""
-        return self.fork(split=k)
+        return self._like(jax.random.split(*self._key_and_shape(k)))
 
-    def _like(self, key: Any, count: Any = None) -> "RngStream":
-        new = RngStream(key, tag=self.tag)
-        if count is not None:
-            new.count.value = count
-        return new
+    def broadcast(self, k: int | Shape) -> "RngStream":
+        """A stream of `k` equal keys, the next key repeated."""
+        return self._like(jnp.broadcast_to(*self._key_and_shape(k)))
+
+    def _key_and_shape(self, k: Any) -> tuple[jax.Array, Shape]:
+        shape = shape_of(k)
+        check_is_single(self, f"the stream {self.tag!r}")
+        return self(), shape
+
+    def _like(self, key: Any) -> "RngStream":
+        return RngStream(key, tag=self.tag)
+
+    def _kept(self) -> "RngStream":
+        """A copy, which goes on where this stream is."""
+        return self._like(self)
+
+
+def check_is_single(stream: RngStream, name: str) -> None:
+    """Raises ValueError if a stream, called `name`, holds several keys already."""
+    if stream.key.shape:
+        raise ValueError(
+            f"{name} holds keys of shape {stream.key.shape} already and cannot be "
+            "split again: split it once into keys of all the axes, such as "
+            "splits=(2, 3), or restore it before (nnx.restore_rngs)"
+        )
 
 
 def _typed_key(key: Any) -> jax.Array:
@@ -255,7 +275,7 @@ class Rngs(Pytree, _Draws):
         Args:
           split: how many keys each new stream has, as in `split`.
         """
-        return self._each(split, lambda stream: stream.fork())
+        return self._each(split, RngStream.fork, RngStream.split)
 
     def split(self, splits: Any, /) -> "Rngs":
         """Streams of several keys, split from the next key of each.
@@ -265,31 +285,24 @@ class Rngs(Pytree, _Draws):
             the first filter that matches wins. None, or no match, keeps a stream as
             it is, with its count.
         """
-        return self._each(
-            splits, lambda stream: stream._like(stream.key.value, stream.count.value)
-        )
+        return self._each(splits, RngStream._kept, RngStream.split)
 
     def broadcast(self, splits: Any, /) -> "Rngs":
         """Streams of several equal keys, the next key of each repeated; see `split`."""
-
-        def repeat(stream: RngStream, shape: Any) -> RngStream:
-            return stream._like(jnp.broadcast_to(stream(), shape))
-
-        return self._each(splits, lambda s: s._like(s.key.value, s.count.value), repeat)
+        return self._each(splits, RngStream._kept, RngStream.broadcast)
 
     def _each(
         self,
         splits: Any,
         otherwise: Callable[[RngStream], RngStream],
-        apply: Callable[[RngStream, Any], RngStream] = RngStream.split,
+        apply: Callable[[RngStream, Shape], RngStream],
     ) -> "Rngs":
-        if not isinstance(splits, Mapping):
-            splits = {...: splits}
-        rules = [(to_predicate(literal), k) for literal, k in splits.items()]
+        rules = rules_of(splits)
         new = Rngs()
         for name, stream in self.items():
-            k = next((k for p, k in rules if p((name,), stream)), None)
-            made = otherwise(stream) if k is None else apply(stream, k)
+            rule = first_rule(rules, ((name,), stream))
+            shape = None if rule is None else rule.shape
+            made = otherwise(stream) if shape is None else apply(stream, shape)
             setattr(new, name, made)
         return new
 

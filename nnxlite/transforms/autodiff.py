@@ -6,7 +6,6 @@ attributes) comes out as auxiliary output and is applied, as plain values.
 """
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from ..core.paths import Path, format_path
 from ..core.state import State
 from ..core.variable import MISSING, Variable
 from .boundary import Departure, Holder, Visit, apply
-from .captures import unbound
+from .captures import positional_parameters, unbound
 from .leaves import DYNAMIC, NODE, VARIABLE, flatten, kind_of
 from .prefixes import DiffState
 
@@ -208,7 +207,7 @@ def value_and_grad(
     function, own_args, own_kwargs = unbound(f)
     name = getattr(f, "__name__", type(f).__name__)
     offset = len(own_args)
-    parameters = _positional_parameters(function)
+    parameters = positional_parameters(function)
 
     def differentiate(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = own_args + args, {**own_kwargs, **kwargs}
@@ -287,14 +286,6 @@ def _value_and_aux(result: Any, name: str) -> tuple[Any, Any]:
             f"{type(result).__name__}"
         )
     return result
-
-
-def _positional_parameters(function: Callable[..., Any]) -> list[str]:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return []
-    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
 
 
 def grad(

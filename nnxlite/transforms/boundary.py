@@ -93,6 +93,7 @@ class Parting:
       changed: the nodes with new contents.
       leaves: of the result and of the new contents, the values.
       paths: where each leaf is, below `RESULT` or the number of the changed node.
+      found: the leaves themselves, Variables and arrays.
     """
 
     record: Record
@@ -101,6 +102,7 @@ class Parting:
     changed: Sequence[Any]
     leaves: list[Any]
     paths: Sequence[Path]
+    found: Sequence[Any] = ()
 
     def packed(self, crosses: Callable[[Any], bool]) -> Departure:
         """The departure, with all that crosses as one list of arrays."""
@@ -268,6 +270,7 @@ class Visit:
             x.raw_value if isinstance(x, Variable) else x for x in walk.leaves
         ]
         parting.paths = walk.paths
+        parting.found = walk.leaves
         return parting
 
     def _name(self, obj: Any) -> Any:
@@ -315,7 +318,7 @@ def difference(one: Parting, other: Parting) -> tuple[str, ...] | None:
     """Where the structures of two partings first differ, or None."""
     here = {id(v): (v, metadata) for v, metadata in one.record.metadata}
     there = {id(v): (v, metadata) for v, metadata in other.record.metadata}
-    for key, (variable, metadata) in {**here, **there}.items():
+    for key, (variable, _) in {**here, **there}.items():
         if here.get(key) != there.get(key):
             texts = [str(dict(x[key][1])) if key in x else "-" for x in (here, there)]
             return f"the metadata of {name_of(variable)}", *texts

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 from jax.extend.core import jaxpr_as_fun
 
-from ..core.arrays import is_dynamic
 from ..core.errors import name_of
 from ..core.operators import value_of
 from ..core.variable import Variable
@@ -22,21 +21,22 @@ from .compilation import compiled_at_top
 
 
 class _Branch:
-    """One branch, traced: what it did, and the function of no arguments that does it."""
+    """One branch, traced: what it did, and a function that does it again."""
 
-    def __init__(self, name: str, function: Callable[..., Any], operands: Sequence[Any]):
+    def __init__(
+        self, name: str, function: Callable[..., Any], operands: Sequence[Any]
+    ):
         self.name = name
-        partings: list[Parting] = []
+        left: list[tuple[Parting, Packing]] = []
 
         def run() -> list[Any]:
             with Visit(name) as visit:
                 parting = visit.part(numbers_as_arrays(function(*operands)))
-            partings.append(parting)
-            self.packing = Packing([parting.values, parting.leaves])
-            return self.packing.arrays
+            left.append((parting, Packing([parting.values, parting.leaves])))
+            return left[-1][1].arrays
 
         self.compute = jaxpr_as_fun(jax.make_jaxpr(run)())
-        (self.parting,) = partings
+        self.parting, self.packing = left[-1]
 
     def values_and_leaves(self) -> Any:
         """Computes the branch."""
@@ -92,7 +92,9 @@ def _check_same(
             f"the branches of {transform} leave values of different structure: "
             f"{one.treedef} and {other.treedef}"
         )
-    kinds = [[(x.shape, x.dtype) for x in map(jax.typeof, p.arrays)] for p in (one, other)]
+    kinds = [
+        [(x.shape, x.dtype) for x in map(jax.typeof, p.arrays)] for p in (one, other)
+    ]
     for index, (here, there) in enumerate(zip(*kinds, strict=True)):
         if here == there:
             continue
@@ -101,8 +103,11 @@ def _check_same(
             continue
         owner = one.treedef.unflatten(range(len(one.statics)))
         what = next(
-            (name_of(v) for v, tree in zip(written, owner[0], strict=True)
-             if index in jax.tree.leaves(tree)),
+            (
+                name_of(v)
+                for v, tree in zip(written, owner[0], strict=True)
+                if index in jax.tree.leaves(tree)
+            ),
             "a result",
         )
         raise TypeError(
@@ -154,9 +159,7 @@ def cond(
 
 
 @compiled_at_top("nnx.switch")
-def switch(
-    index: Any, branches: Sequence[Callable[..., Any]], *operands: Any
-) -> Any:
+def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -> Any:
     """`branches[index](*operands)`, with the index clamped into range; see `cond`.
 
     Args:

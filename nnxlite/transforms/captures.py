@@ -12,6 +12,7 @@ a registry, or a module's namespace is not visible here.
 
 import dis
 import functools
+import inspect
 import types
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -102,7 +103,7 @@ class View:
                 elif is_followed(value):
                     self._pin(read, value)
                     waiting.append(value)
-                    constants.append((place, getattr(value, "__code__", type(value))))
+                    constants.append((place, own_part(value)))
                 elif _may_change_inside(value):
                     self.watched.append((place, read))
                     if place not in ignored:
@@ -202,6 +203,15 @@ def _contents(
 
 def _home_of(obj: Any) -> Any:
     return obj._home if isinstance(obj, Variable) else obj._nnx_stamp.home
+
+
+def own_part(value: Any) -> Hashable:
+    """What settles a followed callable, besides what it sees."""
+    if isinstance(value, (functools.partial, types.MethodType)):
+        return type(value)
+    if isinstance(value, types.FunctionType) and not _is_of_library(value):
+        return value.__code__
+    return static_key(value)  # a library's wrapper: it sees more than `__wrapped__`
 
 
 def _may_change_inside(value: Any) -> bool:
@@ -321,3 +331,12 @@ def unbound(function: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
             args, function = (function, *args), type(function).__call__
         else:
             return function, args, keywords
+
+
+def positional_parameters(function: Callable[..., Any]) -> list[str]:
+    """The names of the parameters that may be given by position or by name."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]

@@ -24,7 +24,7 @@ from ..core.paths import Path
 from ..core.statics import Static, static_key
 from ..core.variable import Cell, Variable
 from .boundary import Holder, Packing, Record, holders_of
-from .captures import Place, View, is_followed
+from .captures import Place, View, is_followed, own_part
 from .leaves import (
     CONTAINER,
     DYNAMIC,
@@ -139,7 +139,7 @@ class Opened:
                 view = View(value, None, self.ignored)
                 objects, seen = view.look()
                 self.views = [*self.views, (view, seen)]
-                key += (getattr(value, "__code__", type(value)), seen)
+                key += (own_part(value), seen)
                 self._sort(objects, key)
             else:
                 key.append(static_key(value))

@@ -7,12 +7,16 @@ filter and the number of the argument it is for.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..core.filters import Filter, to_predicate
+from ..core.graph import Taking
+from ..core.module import key_of
 from ..core.paths import Path, format_path
 from ..core.state import flat_pairs
+from ..core.variable import Variable
+from .leaves import flatten_with_path
 
 
 class StateLabels:
@@ -79,6 +83,28 @@ class StateSharding(StateLabels):
     """
 
 
+class Carry:
+    """The label of what a loop carries from step to step; used as it is, no instance.
+
+    Example:
+      >>> import jax.numpy as jnp, nnxlite as nnx
+      >>> add = nnx.scan(lambda total, x: (total + x, total), in_axes=(nnx.Carry, 0))
+      >>> print(*add(0.0, jnp.arange(3.0)))
+      3.0 [0. 0. 1.]
+    """
+
+
+class StateAxes(StateLabels):
+    """Axes for the Variables of an object, by filter: an int, None, or `Carry`.
+
+    Example:
+      >>> import nnxlite as nnx
+      >>> axes = nnx.StateAxes({nnx.Param: 0, ...: None})
+      >>> axes.label(('kernel',), nnx.Param(1.0)), axes.label(('n',), nnx.Variable(1))
+      (0, None)
+    """
+
+
 @dataclasses.dataclass(frozen=True)
 class DiffState:
     """Says which Variables of one argument `grad` differentiates.
@@ -93,6 +119,37 @@ class DiffState:
 
     argnum: int
     filter: Filter
+
+
+def object_labels(
+    arguments: Iterable[tuple[str, Any, Any]], name: str
+) -> dict[int, Any]:
+    """The label of each Variable and array below some arguments, by id.
+
+    Args:
+      arguments: of each, what to call it, the argument, and its prefix.
+      name: what to call the prefixes.
+
+    Raises:
+      ValueError: for a Variable that gets two labels; it names both places.
+    """
+    labels: dict[int, tuple[str, Any]] = {}
+    for root, argument, prefix in arguments:
+        for keys, part in flatten_with_path(argument):
+            start = tuple(map(key_of, keys))
+            walk = Taking()
+            walk.take(part, start)
+            for path, leaf in zip(walk.paths, walk.leaves, strict=True):
+                label = label_of(prefix, path, leaf, name)
+                where = format_path(path, root=root)
+                first, other = labels.setdefault(id(leaf), (where, label))
+                if isinstance(leaf, Variable) and label != other:
+                    raise ValueError(
+                        f"Inconsistent aliasing detected: {name} gives the "
+                        f"{type(leaf).__name__} at {first} the label {other!r}, but at "
+                        f"{where}, where it is too, {label!r}: give both the same"
+                    )
+    return {key: label for key, (_, label) in labels.items()}
 
 
 def label_of(prefix: Any, path: Path, leaf: Any, name: str) -> Any:

@@ -16,12 +16,11 @@ from jax.extend.core import jaxpr_as_fun
 from ..core.frames import Frame
 from ..core.graph import Taking
 from ..core.module import key_of
-from ..core.paths import format_path
 from ..core.variable import Variable
 from .boundary import Departure, Visit
 from .leaves import DYNAMIC, flatten, flatten_with_path, kind_of
 from .plans import Input, Opened, Plan
-from .prefixes import label_of
+from .prefixes import label_of, object_labels
 
 
 class Calls(threading.local):
@@ -199,24 +198,17 @@ def _input_shardings(owner: Any, opened: Opened, inputs: Sequence[Input]) -> lis
         by_number = dict(zip(numbers, shardings, strict=True))
     else:
         by_number = dict.fromkeys(numbers, shardings)
-    labels: dict[int, tuple[str, Any]] = {}
-    for number, sharding in by_number.items():
-        walk = Taking()
-        walk.take(args[number])
-        for path, leaf in zip(walk.paths, walk.leaves, strict=True):
-            label = label_of(sharding, path, leaf, "in_shardings")
-            where = format_path(path, root=f"args[{numbers.index(number)}]")
-            first = labels.setdefault(id(leaf), (where, label))
-            if isinstance(leaf, Variable) and first[1] != label:
-                raise ValueError(
-                    f"Inconsistent aliasing detected: the {type(leaf).__name__} at "
-                    f"{first[0]} gets the sharding {first[1]}, but at {where} it gets "
-                    f"{label}: give both the same"
-                )
+    labels = object_labels(
+        [
+            (f"args[{place}]", args[number], by_number[number])
+            for place, number in enumerate(numbers)
+        ],
+        "in_shardings",
+    )
 
     def sharding_of(source: Input) -> Any:
         if isinstance(source.leaf, Variable):
-            return labels.get(id(source.leaf), ("", None))[1]
+            return labels.get(id(source.leaf))
         prefix = by_number.get(source.argument)
         return label_of(prefix, source.path, source.leaf, "in_shardings")
 

@@ -222,6 +222,8 @@ def test_d44_broadcast(shape):
         data(parts.default.key.value), np.broadcast_to(data(nth(0, 0)), (*full, 2))
     )
     assert parts.default.count.shape == full and rngs.default.count.value == 1
+    stream = rngs.default.broadcast(shape)
+    assert stream.key.shape == full and bool((stream() == nth(nth(0, 1), 0)).all())
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3)])
