@@ -141,9 +141,12 @@ from .transforms.axes import PARTITION_NAME as PARTITION_NAME
 from .transforms.branching import cond as cond
 from .transforms.branching import switch as switch
 from .transforms.compilation import cached_partial as cached_partial
-from .transforms.compilation import eval_shape as eval_shape
 from .transforms.compilation import jit as jit
 from .transforms.compilation import jit_partial as jit_partial
+from .transforms.custom_rules import custom_vjp as custom_vjp
+from .transforms.linearization import jvp as jvp
+from .transforms.linearization import remat as remat
+from .transforms.linearization import vjp as vjp
 from .transforms.loops import fori_loop as fori_loop
 from .transforms.loops import scan as scan
 from .transforms.loops import while_loop as while_loop
@@ -154,3 +157,6 @@ from .transforms.prefixes import Carry as Carry
 from .transforms.prefixes import DiffState as DiffState
 from .transforms.prefixes import StateAxes as StateAxes
 from .transforms.prefixes import StateSharding as StateSharding
+from .transforms.tracing import checkify as checkify
+from .transforms.tracing import eval_shape as eval_shape
+from .transforms.tracing import make_jaxpr as make_jaxpr

@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..core.arrays import is_array, is_dynamic
 from ..core.filters import to_predicate
-from ..core.graph import Taking
+from ..core.graph import Taking, taken
 from ..core.kinds import Param
+from ..core.module import Pytree
 from ..core.operators import value_of
 from ..core.paths import Path, format_path
-from ..core.state import State
+from ..core.state import State, flat_pairs
 from ..core.variable import MISSING, Variable
 from .boundary import Departure, Holder, Visit, apply
 from .captures import positional_parameters, unbound
@@ -58,34 +60,139 @@ class _Differentiated(NamedTuple):
             return pairs[0][1] if pairs else State({})
         return State.from_pairs(pairs)
 
+    def tangents(self, given: Any, name: str) -> list[Any]:
+        """The reverse of `gradient`: arrays for a State, nested dict, object or array.
 
-def _open(
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    wanted: Sequence[DiffState],
-    allow_int: bool,
-) -> tuple[list[list[_Differentiated]], list[Any]]:
-    """Finds what to differentiate, one list for each wanted argument; checks aliasing.
-
-    Returns:
-      for each argument the list, and the treedef of its container.
-    """
-    differentiated: dict[int, Path] = {}
-    found: list[list[_Differentiated]] = []
-    treedefs: list[Any] = []
-    for diff in wanted:
-        leaves, treedef = flatten(args[diff.argnum])
-        matches = to_predicate(diff.filter)
-        parts = [
-            _part(x, (diff.argnum,), matches, differentiated, allow_int) for x in leaves
+        Raises:
+          ValueError: for an entry that the leaf does not have, or of another shape.
+        """
+        values = self.values
+        if kind_of(self.leaf) == DYNAMIC:
+            return [_zero(values[0]) if given is None else given]
+        places = [path for path, _ in (*self.variables, *self.holders)]
+        if isinstance(self.leaf, Variable):
+            entries = {(): given}
+        elif isinstance(given, Pytree):
+            entries = dict(zip(*_paths_and_leaves(given), strict=True))
+        else:
+            entries = dict(flat_pairs(given or {}))
+        unknown = [path for path in entries if path not in places]
+        if unknown and not isinstance(given, Pytree):
+            raise ValueError(
+                f"{name} has an entry {format_path(unknown[0])!r}, which is no "
+                f"differentiated part of its {type(self.leaf).__name__}: there are "
+                f"{[format_path(path) for path in places]}"
+            )
+        found = [value_of(entries.get(path)) for path in places]
+        for path, value, tangent in zip(places, values, found, strict=True):
+            shapes = [jax.tree.map(jnp.shape, x) for x in (tangent, value)]
+            if tangent is not None and shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"{name} has the shape {shapes[0]} at {format_path(path)!r}, but "
+                    f"the value there has {shapes[1]}"
+                )
+        return [
+            jax.tree.map(_zero, x)
+            if t is None
+            else jax.tree.map(lambda t, x: jnp.asarray(t, x.dtype), t, x)
+            for x, t in zip(values, found, strict=True)
         ]
-        found.append(parts)
-        treedefs.append(treedef)
-    if differentiated:
-        chosen = {diff.argnum for diff in wanted}
-        rest = {n: x for n, x in enumerate(args) if n not in chosen}
-        _check_aliasing({**rest, **kwargs}, differentiated)
-    return found, treedefs
+
+
+class Primals:
+    """The arguments of a function, some of them differentiated.
+
+    Args:
+      args: the positional arguments.
+      kwargs: the keyword arguments.
+      wanted: which arguments, and what of them, each argument once.
+      allow_int: whether a Variable may hold integers.
+
+    Raises:
+      ValueError: if a Variable is both differentiated and not.
+      TypeError: for a Variable that is no float.
+
+    Attributes:
+      values: for each wanted argument, the differentiated arrays.
+    """
+
+    def __init__(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        wanted: Sequence[DiffState],
+        allow_int: bool,
+    ):
+        self.args = args
+        self.wanted = wanted
+        self._found: list[list[_Differentiated]] = []
+        self._treedefs: list[Any] = []
+        differentiated: dict[int, Path] = {}
+        for diff in wanted:
+            leaves, treedef = flatten(args[diff.argnum])
+            matches = to_predicate(diff.filter)
+            self._found.append(
+                [
+                    _part(x, (diff.argnum,), matches, differentiated, allow_int)
+                    for x in leaves
+                ]
+            )
+            self._treedefs.append(treedef)
+        if differentiated:
+            chosen = {diff.argnum for diff in wanted}
+            rest = {n: x for n, x in enumerate(args) if n not in chosen}
+            _check_aliasing({**rest, **kwargs}, differentiated)
+        self.values = [[part.values for part in parts] for parts in self._found]
+
+    def show(self, visit: Visit, values: Sequence[Any]) -> list[Any]:
+        """Shows the values inside; returns the positional arguments."""
+        inside = list(self.args)
+        for diff, parts, part_values, treedef in zip(
+            self.wanted, self._found, values, self._treedefs, strict=True
+        ):
+            inside[diff.argnum] = treedef.unflatten(
+                [
+                    _shown(visit, part, shown)
+                    for part, shown in zip(parts, part_values, strict=True)
+                ]
+            )
+        return inside
+
+    def gradients(self, tangents: Sequence[Any]) -> tuple[Any, ...]:
+        """What the user gets for arrays in the structure of `values`."""
+        return tuple(
+            treedef.unflatten(
+                [x.gradient(ts) for x, ts in zip(parts, part_tangents, strict=True)]
+            )
+            for parts, part_tangents, treedef in zip(
+                self._found, tangents, self._treedefs, strict=True
+            )
+        )
+
+    def tangents(self, given: Sequence[Any], names: Sequence[str]) -> list[Any]:
+        """Arrays in the structure of `values` for what the user gives.
+
+        Args:
+          given: for each wanted argument the same container of arrays, States, nested
+            dicts or objects; what a State leaves out, or None, has the tangent zero.
+          names: what to call them.
+        """
+        tangents = []
+        for parts, treedef, one, name in zip(
+            self._found, self._treedefs, given, names, strict=True
+        ):
+            try:
+                leaves = (
+                    [None] * len(parts) if one is None else treedef.flatten_up_to(one)
+                )
+            except ValueError as error:
+                raise ValueError(
+                    f"{name} must have the structure of its argument: {error}"
+                ) from None
+            tangents.append(
+                [x.tangents(t, name) for x, t in zip(parts, leaves, strict=True)]
+            )
+        return tangents
 
 
 def _check_aliasing(others: Mapping[Any, Any], differentiated: dict[int, Path]) -> None:
@@ -131,6 +238,19 @@ def _part(
         elif is_array(value):
             part.holders.append((path, _holder(leaf, path)))
     return part
+
+
+def _zero(value: Any) -> Any:
+    """The zero tangent of an array; integers have tangents of the type float0."""
+    dtype = jnp.result_type(value)
+    if jnp.issubdtype(dtype, jnp.inexact):
+        return jnp.zeros(jnp.shape(value), dtype)
+    return np.zeros(jnp.shape(value), jax.dtypes.float0)
+
+
+def _paths_and_leaves(node: Any) -> tuple[list[Path], list[Any]]:
+    walk = taken(node)
+    return walk.paths, walk.leaves
 
 
 def _holder(root: Any, path: Path) -> Holder:
@@ -227,38 +347,20 @@ def value_and_grad(
                 f"{max(d.argnum for d in wanted)}, but "
                 f"the call has {len(args) - offset} positional arguments"
             )
-        found, treedefs = _open(args, kwargs, diffs, allow_int)
+        primals = Primals(args, kwargs, diffs, allow_int)
 
         def run(values: Any) -> tuple[Any, Departure]:
             with Visit(f"nnx.grad of '{name}'") as visit:
-                inside = list(args)
-                for diff, parts, part_values, treedef in zip(
-                    diffs, found, values, treedefs, strict=True
-                ):
-                    inside[diff.argnum] = treedef.unflatten(
-                        [
-                            _shown(visit, part, shown)
-                            for part, shown in zip(parts, part_values, strict=True)
-                        ]
-                    )
-                result = function(*inside, **kwargs)
+                result = function(*primals.show(visit, values), **kwargs)
                 value, aux = _value_and_aux(result, name) if has_aux else (result, None)
                 return value_of(value), visit.depart(aux)
 
-        values = [[part.values for part in parts] for parts in found]
         transformed = jax.value_and_grad(
             run, has_aux=True, holomorphic=holomorphic, allow_int=allow_int
         )
-        (value, departure), tangents = transformed(values)
+        (value, departure), tangents = transformed(primals.values)
         aux = apply(departure)
-        gradients = tuple(
-            treedef.unflatten(
-                [x.gradient(ts) for x, ts in zip(parts, part_tangents, strict=True)]
-            )
-            for parts, part_tangents, treedef in zip(
-                found, tangents, treedefs, strict=True
-            )
-        )
+        gradients = primals.gradients(tangents)
         gradient = gradients[0] if is_single else gradients
         return ((value, aux) if has_aux else value), gradient
 

@@ -11,38 +11,18 @@ import types
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
-import jax
-
 from ..core.frames import NO_TRACE, current, everywhere, neutral_level
-from ..core.graph import Putting, Taking
-from ..core.metadata import placed
-from ..core.statics import static_key
-from ..core.variable import MISSING, Variable
+from ..core.variable import MISSING
 from ..core.workarounds import get_opaque_trace_state
-from .boundary import Visit, apply
+from .boundary import apply
 from .captures import View, sees_arrays, unbound
+from .leaves import Constant
 from .plans import Opened, Plan, Plans
 from .programs import Program, calls
+from .tracing import eval_shape
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Constant:
-    """An argument declared static: equal constants stand for one program."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Constant) and (
-            static_key(other.value) == static_key(self.value)
-        )
-
-    def __hash__(self) -> int:
-        return hash(static_key(self.value))
 
 
 class Jitted(Generic[P, R]):
@@ -418,46 +398,3 @@ def cached_partial(f: Callable[..., R], *cached_args: Any) -> Callable[..., R]:
       (3,)
     """
     return functools.partial(f, *cached_args)
-
-
-def eval_shape(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Shapes and dtypes of what a function returns, without computing or changing.
-
-    Args:
-      f: a function, Module or class that makes one.
-      *args: arrays, `jax.ShapeDtypeStruct`s, objects, or pytrees of them.
-      **kwargs: likewise.
-
-    Returns:
-      what `f` would return, with ShapeDtypeStructs for arrays; objects are new.
-
-    Example:
-      >>> import jax, jax.numpy as jnp, nnxlite as nnx
-      >>> model = nnx.eval_shape(lambda: nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
-      >>> model.kernel.value
-      ShapeDtypeStruct(shape=(2, 3), dtype=float32)
-    """
-    function, own_args, own_kwargs = unbound(f)
-    opened = Opened(own_args + args, {**own_kwargs, **kwargs})
-    plan = Plan(opened)
-    values = plan.gather(opened)
-    assert values is not None
-    made: list[Taking] = []
-
-    def run(values: Sequence[Any]) -> list[Any]:
-        name = getattr(f, "__name__", type(f).__name__)
-        with Visit(f"nnx.eval_shape of '{name}'", None, opened.plain) as visit:
-            dynamic = plan.show(visit, opened, values)
-            args, kwargs = opened.arguments(dynamic)
-            walk = Taking()
-            walk.take(function(*args, **kwargs))
-            made.append(walk)
-            return [x.raw_value if isinstance(x, Variable) else x for x in walk.leaves]
-
-    shapes = iter(jax.eval_shape(run, values))
-
-    def leaf(record: Any) -> Any:
-        shape, metadata = next(shapes), getattr(record, "metadata", {})
-        return placed(shape, metadata) if "out_sharding" in metadata else shape
-
-    return Putting(made[0].records, leaf).put()

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..core.arrays import NUMBER_TYPES, is_array
 from ..core.module import Pytree
+from ..core.statics import static_key
 from ..core.variable import Variable
 
 _jax_registry = jax.tree_util.default_registry
@@ -100,3 +101,20 @@ def _is_object(value: Any) -> bool:
     if isinstance(value, (list, tuple, dict)):
         return any(map(_is_object, flatten(value)[0]))
     return False
+
+
+class Constant:
+    """An argument declared static: equal constants stand for one program."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Constant) and (
+            static_key(other.value) == static_key(self.value)
+        )
+
+    def __hash__(self) -> int:
+        return hash(static_key(self.value))

@@ -1,0 +1,148 @@
+"""`custom_vjp`: a function of objects with a gradient rule of its own."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from ..core.graph import Putting, taken
+from ..core.variable import MISSING, Variable
+from .autodiff import Primals
+from .boundary import Packing, Parting, Visit, apply, numbers_as_arrays
+from .linearization import is_float
+from .mapping import bound
+from .prefixes import DiffState
+
+
+class CustomVjp:
+    """A function with a gradient rule; see `custom_vjp`."""
+
+    def __init__(self, function: Callable[..., Any], nondiff: Sequence[Any]):
+        self.function = function
+        functools.update_wrapper(self, function, updated=())
+        self._constant = [n for n in nondiff if not isinstance(n, DiffState)]
+        self._filters = {
+            n.argnum: n.filter for n in nondiff if isinstance(n, DiffState)
+        }
+        self._rules: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+
+    def defvjp(self, fwd: Callable[..., Any], bwd: Callable[..., Any]) -> None:
+        """Sets the rule.
+
+        Args:
+          fwd: given the arguments, returns the result and residuals: any pytree of
+            arrays and objects. It must do to objects what the function does.
+          bwd: given the arguments of `nondiff_argnums`, the residuals, and the
+            cotangent of the result, returns a tuple with a cotangent for each other
+            argument: for an array an array, for an object a State, a nested dict or
+            an object; None, or what is left out, is zero. Objects among the residuals
+            are copies with the values of then.
+        """
+        self._rules = fwd, bwd
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the function."""
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        if self._rules is None:
+            raise ValueError(
+                f"nnx.custom_vjp of '{name}' has no rule yet: call its defvjp(fwd, bwd)"
+            )
+        fwd, bwd = self._rules
+        args, kwargs = bound(self.function, args, kwargs)
+        count = len(args)
+        constant = [number % count for number in self._constant]
+        numbers = [number for number in range(count) if number not in constant]
+        wanted = [DiffState(n, self._filters.get(n, is_float)) for n in numbers]
+        primals = Primals(args, kwargs, wanted, allow_int=True)
+        left: list[tuple[Parting, Packing]] = []
+        kept: list[tuple[Any, Packing]] = []
+
+        def packed(visit: Visit, result: Any) -> list[Any]:
+            parting = visit.part(numbers_as_arrays(result))
+            left.append((parting, Packing([parting.values, parting.leaves])))
+            return left[-1][1].arrays
+
+        def run(values: Any) -> list[Any]:
+            with Visit(f"nnx.custom_vjp of '{name}'") as visit:
+                inside = primals.show(visit, values)
+                return packed(visit, self.function(*inside, **kwargs))
+
+        def forward(values: Any) -> tuple[list[Any], list[Any]]:
+            with Visit(f"the forward rule of nnx.custom_vjp of '{name}'") as visit:
+                result, residuals = fwd(*primals.show(visit, values), **kwargs)
+                walk = taken(residuals)
+                leaves = [_value(x) for x in walk.leaves]
+                kept.append((walk.records, Packing(leaves)))
+                return packed(visit, result), kept[-1][1].arrays
+
+        def backward(residuals: list[Any], cotangents: list[Any]) -> tuple[Any]:
+            (parting, packing), (records, residual_packing) = left[-1], kept[-1]
+            _, leaves = packing.unpacked(cotangents)
+            assert parting.record.walk is not None
+            cotangent = _put(parting.record.walk, leaves)
+            residual = _put(records, residual_packing.unpacked(residuals))
+            tangents = bwd(*(args[n] for n in constant), residual, cotangent)
+            if not isinstance(tangents, tuple) or len(tangents) != len(numbers):
+                raise TypeError(
+                    f"the backward rule of nnx.custom_vjp of '{name}' must return a "
+                    f"tuple with a cotangent for each of {len(numbers)} arguments, got "
+                    f"{tangents!r}"
+                )
+            names = [f"the cotangent of args[{n}]" for n in numbers]
+            return (primals.tangents(tangents, names),)
+
+        pure = jax.custom_vjp(run)
+        pure.defvjp(forward, backward)
+        arrays = pure(primals.values)
+        parting, parting.record.packing = left[-1]
+        return apply((parting.record, [], arrays))
+
+
+def _value(leaf: Any) -> Any:
+    return leaf.raw_value if isinstance(leaf, Variable) else leaf
+
+
+def _put(records: Any, leaves: Sequence[Any]) -> Any:
+    rest = iter(leaves)
+    return Putting(records, lambda _: next(rest)).put()
+
+
+def custom_vjp(fun: Any = MISSING, *, nondiff_argnums: Sequence[Any] = ()) -> Any:
+    """A function whose gradient is what its own rule says; see `jax.custom_vjp`.
+
+    Call `defvjp(fwd, bwd)` on the result. The contract is JAX's, with objects allowed
+    everywhere: a cotangent of an object is a State (or nested dict) of its float
+    Variables.
+
+    Args:
+      fun: the function; without it, returns a decorator.
+      nondiff_argnums: positions of arguments that are constants, which `bwd` gets
+        first; or a `DiffState` that says what of an argument is differentiated.
+
+    Raises:
+      ValueError: at the call, if no rule was set, or if a cotangent does not fit.
+      TypeError: if `bwd` returns no tuple with a cotangent for each argument.
+
+    Example:
+      >>> import jax.numpy as jnp, nnxlite as nnx
+      >>> @nnx.custom_vjp
+      ... def scaled(model, x):
+      ...     return model.scale * x
+      >>> def forward(model, x):
+      ...     return scaled(model, x), (model, x)
+      >>> def backward(residuals, g):
+      ...     model, x = residuals
+      ...     return {'scale': 100 * g * x}, model.scale * g
+      >>> scaled.defvjp(forward, backward)
+      >>> model = nnx.Module()
+      >>> model.scale = nnx.Param(jnp.array(2.0))
+      >>> nnx.grad(scaled)(model, 3.0).scale.value.item()
+      300.0
+    """
+    if fun is MISSING:
+        return functools.partial(custom_vjp, nondiff_argnums=nondiff_argnums)
+    return CustomVjp(fun, nondiff_argnums)

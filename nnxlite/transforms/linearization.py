@@ -1,0 +1,193 @@
+"""`vjp`, `jvp` and `remat`: derivatives of functions of objects, piece by piece.
+
+All float Variables and arrays of an argument are differentiated. Tangents of an
+object are States, as gradients are; what one leaves out is zero.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..core.arrays import is_array, is_dynamic
+from ..core.frames import NO_TRACE, current
+from ..core.operators import value_of
+from ..core.paths import Path
+from ..core.variable import MISSING, Variable
+from ..core.workarounds import get_opaque_trace_state
+from .autodiff import Primals
+from .boundary import Departure, Visit, apply
+from .captures import unbound
+from .leaves import VARIABLE, flatten, kind_of
+from .prefixes import DiffState
+
+
+def is_float(_: Path, value: Any) -> bool:
+    """The filter of what is differentiated where nothing else is said."""
+    if isinstance(value, Variable):
+        value = value.raw_value
+    leaves = jax.tree.leaves(value)
+    return bool(leaves) and all(
+        (is_array(x) or is_dynamic(x))
+        and jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+        for x in leaves
+    )
+
+
+def _primals(args: Sequence[Any]) -> Primals:
+    wanted = [DiffState(number, is_float) for number in range(len(args))]
+    return Primals(args, {}, wanted, allow_int=True)
+
+
+def _pure(
+    transform: str, f: Callable[..., Any], primals: Primals, has_aux: bool
+) -> Callable[..., tuple[Any, Departure]]:
+    """The function of arrays: its output, and what else it did, with the aux."""
+    name = getattr(f, "__name__", type(f).__name__)
+
+    def run(*values: Any) -> tuple[Any, Departure]:
+        with Visit(f"{transform} of '{name}'") as visit:
+            result = f(*primals.show(visit, values))
+            value, aux = result if has_aux else (result, None)
+            leaves, treedef = flatten(value)
+            leaves = [value_of(x) if kind_of(x) == VARIABLE else x for x in leaves]
+            return treedef.unflatten(leaves), visit.depart(aux)
+
+    return run
+
+
+def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
+    """The value of a function, and a function that pulls cotangents back.
+
+    Args:
+      f: a function that returns a pytree of arrays; with `has_aux`, a pair of it and
+        anything else. What it changes on the way is applied once.
+      *primals: its arguments: arrays, objects, or pytrees of them.
+      has_aux: see above.
+
+    Returns:
+      `(value, pull_back)`, or `(value, pull_back, aux)`. Given a cotangent of the
+      value, `pull_back` returns a tuple with a cotangent for each argument: for an
+      object a State of its float Variables, for an array an array.
+
+    Example:
+      >>> import jax.numpy as jnp, nnxlite as nnx
+      >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+      >>> y, pull_back = nnx.vjp(lambda model, x: model(x), model, jnp.ones(2))
+      >>> grads, dx = pull_back(jnp.ones(3))
+      >>> grads.bias.value, dx.shape
+      (Array([1., 1., 1.], dtype=float32), (2,))
+    """
+    function, own, _ = unbound(f)
+    opened = _primals((*own, *primals))
+    value, pull, departure = jax.vjp(
+        _pure("nnx.vjp", function, opened, has_aux), *opened.values, has_aux=True
+    )
+    aux = apply(departure)
+
+    def pull_back(cotangent: Any) -> tuple[Any, ...]:
+        return opened.gradients(pull(cotangent))[len(own) :]
+
+    return (value, pull_back, aux) if has_aux else (value, pull_back)
+
+
+def jvp(
+    f: Callable[..., Any],
+    primals: Sequence[Any],
+    tangents: Sequence[Any],
+    *,
+    has_aux: bool = False,
+) -> Any:
+    """The value of a function, and its derivative in one direction.
+
+    Args:
+      f: see `vjp`.
+      primals: the arguments of `f`.
+      tangents: one for each: for an array an array; for an object a State, a nested
+        dict or an object of its float Variables, where what is left out is zero.
+      has_aux: see `vjp`.
+
+    Returns:
+      `(value, tangent)`, or `(value, tangent, aux)`.
+
+    Raises:
+      ValueError: if a tangent does not fit its argument.
+
+    Example:
+      >>> import jax.numpy as jnp, nnxlite as nnx
+      >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+      >>> y, dy = nnx.jvp(lambda model: model(jnp.ones(2)), (model,),
+      ...                 ({'bias': jnp.ones(3)},))
+      >>> print(dy)
+      [1. 1. 1.]
+    """
+    if len(primals) != len(tangents):
+        raise ValueError(
+            f"nnx.jvp got {len(primals)} primals and {len(tangents)} tangents: give "
+            "one tangent for each argument"
+        )
+    function, own, _ = unbound(f)
+    opened = _primals((*own, *primals))
+    names = [f"tangents[{n - len(own)}]" for n in range(len(own) + len(primals))]
+    directions = opened.tangents((*[None] * len(own), *tangents), names)
+    value, tangent, departure = jax.jvp(
+        _pure("nnx.jvp", function, opened, has_aux),
+        opened.values,
+        directions,
+        has_aux=True,
+    )
+    aux = apply(departure)
+    return (value, tangent, aux) if has_aux else (value, tangent)
+
+
+def remat(
+    f: Any = MISSING,
+    *,
+    prevent_cse: bool = True,
+    static_argnums: int | Sequence[int] = (),
+    policy: Callable[..., bool] | None = None,
+) -> Any:
+    """A function whose intermediate values are computed again for its gradient.
+
+    It does what `f` does: values, counters and random draws once, not once more for
+    the second computation, and keyword arguments as they are. Only memory and time of
+    a gradient differ. Of a class, `remat` makes a subclass with another `__call__`.
+
+    Args:
+      f: a function, method, Module or Module class; without it, returns a decorator.
+      prevent_cse: see `jax.checkpoint`, as is `policy`.
+      static_argnums: not needed: numbers and flags stay what they are.
+      policy: what may be kept, such as
+        `jax.checkpoint_policies.dots_with_no_batch_dims_saveable`.
+
+    Example:
+      >>> import jax.numpy as jnp, nnxlite as nnx
+      >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+      >>> grads = nnx.grad(nnx.remat(lambda model: model(jnp.ones(2)).sum()))(model)
+      >>> grads.bias.value
+      Array([1., 1., 1.], dtype=float32)
+    """
+    options: Mapping[str, Any] = {"prevent_cse": prevent_cse, "policy": policy}
+    if f is MISSING:
+        return functools.partial(remat, static_argnums=static_argnums, **options)
+    if isinstance(f, type):
+        call: Any = remat(f.__call__, **options)
+        names = ("__module__", "__qualname__", "__doc__")
+        return type(
+            f.__name__, (f,), {n: getattr(f, n) for n in names} | {"__call__": call}
+        )
+    name = getattr(f, "__name__", type(f).__name__)
+
+    def rematerialized(*args: Any, **kwargs: Any) -> Any:
+        if current() is None and get_opaque_trace_state() == NO_TRACE:
+            return f(*args, **kwargs)  # nothing is differentiated here
+
+        def run() -> Departure:
+            with Visit(f"nnx.remat of '{name}'") as visit:
+                return visit.depart(f(*args, **kwargs))
+
+        return apply(jax.checkpoint(run, **options)())
+
+    return functools.update_wrapper(rematerialized, f, updated=())
