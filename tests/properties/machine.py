@@ -196,7 +196,7 @@ class Machine:
         if found:
             owner, key, old = picked(found, number)
             if isinstance(old, np.ndarray):  # `+=` would write into it
-                old = old + value
+                old = np.asarray(old + value)  # else of no dimensions, it is no array
             else:
                 old += value
             _set(owner, key, old)
