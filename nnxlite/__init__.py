@@ -126,6 +126,9 @@ from .layers.linear import Linear as Linear
 from .layers.normalization import BatchNorm as BatchNorm
 from .layers.normalization import LayerNorm as LayerNorm
 from .layers.sequential import Sequential as Sequential
+from .layers.stack import Stack as Stack
+from .layers.stack import stack as stack
+from .layers.stack import unstack as unstack
 from .training import metrics as metrics
 from .training.metrics import Metric as Metric
 from .training.metrics import MultiMetric as MultiMetric

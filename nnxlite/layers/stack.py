@@ -1,0 +1,281 @@
+"""Equal Modules as one: `stack`, `unstack`, and `Stack`, which calls them in a loop.
+
+A stacked Module has the class and attributes of each single one; its Variables and
+arrays have one axis more, the first. It is what `vmap` makes of a constructor, and
+what `vmap` and `scan` take apart again.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+
+from ..core.arrays import is_array, is_dynamic
+from ..core.graph import Putting, Taking, VariableRecord, first_difference, taken
+from ..core.module import Module
+from ..core.paths import format_path
+from ..core.rngs import Rngs
+from ..core.splitting import clone
+from ..core.variable import Variable
+from ..transforms.axes import with_axis, without_axis
+from ..transforms.linearization import remat as rematerialize
+from ..transforms.loops import scan
+from ..transforms.mapping import vmap
+from ..transforms.prefixes import Carry, StateAxes
+
+
+def stack(modules: Sequence[Any], /) -> Any:
+    """One Module whose Variables hold those of all modules, stacked along a new axis.
+
+    Args:
+        modules: at least one Module, or pytree of them, all of the same structure:
+            classes, attributes, static values, metadata and sharing.
+
+    Returns:
+        A new object. `out_sharding` metadata has None for the new axis.
+
+    Raises:
+        ValueError: for no modules, or naming the place where two of them differ.
+
+    Example:
+        >>> import nnxlite as nnx
+        >>> models = [nnx.Linear(2, 3, rngs=nnx.Rngs(seed)) for seed in range(5)]
+        >>> nnx.stack(models).kernel.shape
+        (5, 2, 3)
+    """
+    walks = [taken(module) for module in modules]
+    if not walks:
+        raise ValueError("nnx.stack needs at least one Module")
+    first = walks[0]
+    for number, walk in enumerate(walks):
+        found = first_difference(first.records, walk.records)
+        if found is not None:
+            _, path, here, there = found
+            raise ValueError(
+                "nnx.stack needs Modules of equal structure, but "
+                f"{format_path(path)!r} is {here} in the first and {there} in number "
+                f"{number}"
+            )
+    leaves = [
+        _stacked(first.paths[index], [_value(walk.leaves[index]) for walk in walks])
+        for index in range(len(first.leaves))
+    ]
+    return _put(first, leaves, with_axis)
+
+
+def unstack(module: Any, /) -> list[Any]:
+    """The single Modules of a stacked one; the reverse of `stack`.
+
+    Args:
+        module: a Module, or pytree of them, all of whose arrays have a first axis of
+            the same size.
+
+    Returns:
+        New objects, one for each slice.
+
+    Raises:
+        ValueError: naming the Variable that does not fit, or if there is none.
+
+    Example:
+        >>> import nnxlite as nnx
+        >>> models = [nnx.Linear(2, 3, rngs=nnx.Rngs(seed)) for seed in range(5)]
+        >>> again = nnx.unstack(nnx.stack(models))
+        >>> len(again), bool((again[4].kernel == models[4].kernel).all())
+        (5, True)
+    """
+    return [_sliced(module, index) for index in range(_size(module))]
+
+
+def _size(module: Any) -> int:
+    walk = taken(module)
+    size = None
+    for path, leaf in zip(walk.paths, walk.leaves, strict=True):
+        for array in filter(is_dynamic, jax.tree.leaves(_value(leaf))):
+            shape = jnp.shape(array)
+            if not shape or size not in (None, shape[0]):
+                raise ValueError(
+                    f"{format_path(path)!r} has the shape {shape}, but a stacked "
+                    f"Module needs {'an axis' if size is None else size} in the first "
+                    "place"
+                )
+            size = shape[0]
+    if size is None:
+        raise ValueError(f"{type(module).__name__} holds no arrays to take apart")
+    return size
+
+
+def _sliced(module: Any, index: Any) -> Any:
+    walk = taken(module)
+    leaves = [
+        jax.tree.map(lambda x: x[index] if is_array(x) else x, _value(leaf))
+        for leaf in walk.leaves
+    ]
+    return _put(walk, leaves, without_axis if isinstance(index, int) else None)
+
+
+def _value(leaf: Any) -> Any:
+    return leaf.raw_value if isinstance(leaf, Variable) else leaf
+
+
+def _stacked(path: Any, values: Sequence[Any]) -> Any:
+    if not all(is_array(x) for value in values for x in jax.tree.leaves(value)):
+        return values[0]
+    try:
+        return jax.tree.map(lambda *xs: jnp.stack(xs), *values)
+    except ValueError as error:
+        shapes = [jax.tree.map(jnp.shape, value) for value in values]
+        raise ValueError(
+            f"nnx.stack needs arrays of one shape, but {format_path(path)!r} has "
+            f"{shapes}"
+        ) from error
+
+
+def _put(walk: Taking, leaves: Iterable[Any], change: Any) -> Any:
+    """Puts a graph together from other leaves, with metadata changed to fit them."""
+    rest = iter(leaves)
+
+    def leaf(record: Any) -> Any:
+        value = next(rest)
+        if not isinstance(record, VariableRecord) or isinstance(value, Variable):
+            return value
+        metadata = record.metadata
+        if change is not None and is_array(value):
+            rank = jnp.ndim(value) + (change is without_axis)
+            metadata = change(metadata, 0, rank, {})
+        return record.type.from_metadata(value, metadata)
+
+    return Putting(walk.records, leaf).put()
+
+
+@functools.lru_cache
+def _forward(remat: Any, unroll: int | bool) -> Callable[..., Any]:
+    """The loop over layers; one function for equal options, so that it traces once."""
+
+    def forward(x: Any, layer: Any, args: Any, kwargs: Any) -> Any:
+        return layer(x, *args, **kwargs)
+
+    if remat:
+        policy = None if remat is True else remat
+        forward = rematerialize(forward, policy=policy)
+    given = StateAxes({...: Carry})
+    axes = (Carry, 0, given, given)
+    return scan(forward, in_axes=axes, out_axes=Carry, unroll=unroll)
+
+
+class Stack(Module):
+    """Layers of equal structure, called one after the other by a single `scan`.
+
+    It computes what a list of the layers would, but is traced and compiled in a time
+    that does not depend on how many there are. Each layer has its own parameters,
+    random streams and statistics.
+
+    Args:
+        make_layer: given an Rngs, makes one layer.
+        n: how many layers.
+        rngs: seeds; each stream gives one key, which is split among the layers.
+        remat: whether gradients compute each layer's intermediate values again, or a
+            policy that says which; see `remat`.
+        unroll: how many layers to compile at a time; see `jax.lax.scan`.
+
+    Attributes:
+        layers: the layers as one stacked Module.
+        length: how many there are.
+
+    Raises:
+        ValueError: if n is less than 1.
+
+    Example:
+        >>> import jax.numpy as jnp, nnxlite as nnx
+        >>> make = lambda rngs: nnx.Linear(3, 3, rngs=rngs)
+        >>> model = nnx.Stack(make, 12, rngs=nnx.Rngs(0))
+        >>> model(jnp.ones((2, 3))).shape, len(model), model[0].kernel.shape
+        ((2, 3), 12, (3, 3))
+    """
+
+    layers: Any
+
+    def __init__(
+        self,
+        make_layer: Callable[[Rngs], Any],
+        n: int,
+        *,
+        rngs: Rngs,
+        remat: Any = False,
+        unroll: int | bool = 1,
+    ):
+        if n < 1:
+            raise ValueError(f"nnx.Stack needs at least one layer, not {n}")
+        make = vmap(make_layer, in_axes=None, axis_size=n, split_rngs=True)
+        self._begin(make(rngs), n, remat, unroll)
+
+    def _begin(self, layers: Any, length: int, remat: Any, unroll: Any) -> None:
+        self.layers = layers
+        self.length = length
+        self.remat = remat
+        self.unroll = unroll
+
+    @classmethod
+    def from_layers(
+        cls, layers: Sequence[Any], *, remat: Any = False, unroll: int | bool = 1
+    ) -> Self:
+        """A Stack of copies of single layers; `nnx.unstack(s.layers)` is the reverse.
+
+        Raises:
+            ValueError: naming the place where two layers differ.
+        """
+        new = cls.__new__(cls)
+        new._begin(stack(layers), len(layers), remat, unroll)
+        return new
+
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Calls the layers in order, each with what the one before returned.
+
+        Args:
+            x: the first input; every layer must return what has its shapes and dtypes.
+            *args: further arguments, the same for all layers.
+            **kwargs: likewise.
+
+        Raises:
+            TypeError: if a layer returns another shape or dtype than it gets.
+        """
+        return _forward(self.remat, self.unroll)(x, self.layers, args, kwargs)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """A copy of one layer, or a Stack with copies of some."""
+        numbers = range(self.length)[index]
+        if isinstance(numbers, int):
+            return _sliced(self.layers, numbers)
+        new = clone(self)
+        new._begin(_sliced(self.layers, index), len(numbers), self.remat, self.unroll)
+        return new
+
+    def __setitem__(self, index: int, layer: Any) -> None:
+        """Gives one layer the values of another of the same structure."""
+        number = range(self.length)[index]
+        ours, theirs = taken(self.layers), taken(_checked(self[number], layer))
+        for own, other in zip(ours.leaves, theirs.leaves, strict=True):
+            if isinstance(own, Variable):
+                own.value = jax.tree.map(
+                    lambda x, y: x.at[number].set(y) if is_array(x) else x,
+                    own.raw_value,
+                    other.raw_value,
+                )
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(unstack(self.layers))
+
+
+def _checked(expected: Any, layer: Any) -> Any:
+    found = first_difference(taken(expected).records, taken(layer).records)
+    if found is not None:
+        _, path, here, there = found
+        raise ValueError(
+            f"the layer differs from those of the Stack at {format_path(path)!r}: it "
+            f"has {there}, they have {here}"
+        )
+    return layer
