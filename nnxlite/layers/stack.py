@@ -149,7 +149,7 @@ def _put(walk: Taking, leaves: Iterable[Any], change: Any) -> Any:
     return Putting(walk.records, leaf).put()
 
 
-@functools.lru_cache
+@functools.lru_cache(typed=True)  # unroll=True is not unroll=1
 def _forward(remat: Any, unroll: int | bool) -> Callable[..., Any]:
     """The loop over layers; one function for equal options, so that it traces once."""
 
