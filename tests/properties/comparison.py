@@ -8,6 +8,9 @@ right, and where the left has a new object the right must have one, always the s
 Two liberties: a Python number and an array may stand for each other as a result and as
 the value of a Variable, since transforms see numbers as arrays there; and whether an
 array is JAX's or NumPy's, or has a weak type, does not matter.
+
+A transform may do many calls at once, and stack what each would give. Then the right
+graph is compared with the left one of each call, a *lane*, of which it has a slice.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,18 +31,35 @@ class Difference(AssertionError):
 class Correspondence:
     """Pairs of objects that stand for each other; keeps them alive.
 
+    Args:
+      left, right: objects to pair.
+      lane: which slice of the right arrays to compare with; None for all of them. The
+        result is stacked, and so is what belongs to an object that is.
+      stacked: those of the right objects that are stacked.
+
     Attributes:
       left, right: the paired objects.
     """
 
-    def __init__(self, left: Sequence[Any], right: Sequence[Any]):
+    def __init__(
+        self,
+        left: Sequence[Any],
+        right: Sequence[Any],
+        lane: int | None = None,
+        stacked: Sequence[Any] = (),
+    ):
         self.left: list[Any] = []
         self.right: list[Any] = []
+        self._lane = lane
+        self._lanes: list[int | None] = []
+        self._is_stacked = {id(obj) for obj in stacked}
         self._paths: list[str] = []
         self._numbers: tuple[dict[int, int], dict[int, int]] = ({}, {})
         _same(len(left), len(right), "number of objects")
         for number, pair in enumerate(zip(left, right, strict=True)):
-            self._pair(*pair, f"#{number}:{type(pair[0]).__name__}")
+            is_stacked = id(pair[1]) in self._is_stacked
+            place = f"#{number}:{type(pair[0]).__name__}"
+            self._pair(*pair, place, lane if is_stacked else None)
 
     def check(self, left: Any, right: Any) -> None:
         """Compares two results, and all objects known so far or met on the way.
@@ -47,13 +67,13 @@ class Correspondence:
         Raises:
           Difference: naming the place.
         """
-        self._compare(left, right, "result", is_lenient=True)
+        self._compare(left, right, "result", True, self._lane)
         number = 0
         while number < len(self.left):  # grows
             self._compare_contents(number)
             number += 1
 
-    def _pair(self, left: Any, right: Any, path: str) -> None:
+    def _pair(self, left: Any, right: Any, path: str, lane: int | None) -> None:
         numbers = self._numbers[0].get(id(left)), self._numbers[1].get(id(right))
         if numbers[0] != numbers[1]:
             names = [
@@ -66,29 +86,35 @@ class Correspondence:
             self.left.append(left)
             self.right.append(right)
             self._paths.append(path)
+            self._lanes.append(lane)
 
     def _compare_contents(self, number: int) -> None:
         left, right = self.left[number], self.right[number]
-        path = self._paths[number]
+        path, lane = self._paths[number], self._lanes[number]
         _same(type(left), type(right), f"class of {path}")
         if isinstance(left, nnx.Variable):
             _same(left.get_metadata(), right.get_metadata(), f"metadata of {path}")
-            self._compare(left.raw_value, right.raw_value, path, is_lenient=True)
+            self._compare(left.raw_value, right.raw_value, path, True, lane)
             return
         marks = getattr(left, "_nnx_marks", {})
         _same(marks, getattr(right, "_nnx_marks", {}), f"marks of {path}")
         keys = [[key for key, _ in items_of(obj)] for obj in (left, right)]
         _same(*keys, f"keys of {path}")
         for (key, x), (_, y) in zip(items_of(left), items_of(right), strict=True):
-            self._compare(x, y, f"{path}.{key}", is_lenient=key in marks)
+            self._compare(x, y, f"{path}.{key}", key in marks, lane)
 
-    def _compare(self, left: Any, right: Any, path: str, is_lenient: bool) -> None:
+    def _compare(
+        self, left: Any, right: Any, path: str, is_lenient: bool, lane: int | None
+    ) -> None:
         """Lenient: a Python number may stand for an array."""
         if isinstance(left, OBJECTS) and isinstance(right, OBJECTS):
-            self._pair(left, right, path)
+            self._pair(left, right, path, lane)
         elif isinstance(left, jax.core.Tracer) or isinstance(right, jax.core.Tracer):
             raise Difference(f"{path} holds a tracer: {left!r}, {right!r}")
         elif is_array(left) and is_array(right) or is_lenient and _is_number(left):
+            if lane is not None and is_array(right):
+                _same(np.ndim(left) + 1, np.ndim(right), f"number of axes of {path}")
+                right = right[lane]
             _compare_arrays(left, right, path)
         else:
             _same(type(left), type(right), f"type of {path}")
@@ -96,7 +122,7 @@ class Correspondence:
                 a, b = items_of(left), items_of(right)
                 _same([k for k, _ in a], [k for k, _ in b], f"keys of {path}")
                 for (key, x), (_, y) in zip(a, b, strict=True):
-                    self._compare(x, y, f"{path}[{key!r}]", is_lenient)
+                    self._compare(x, y, f"{path}[{key!r}]", is_lenient, lane)
             else:
                 _same(left, right, path)
 
