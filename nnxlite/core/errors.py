@@ -31,6 +31,10 @@ class TraceContextError(ValueError):
     """
 
 
+class HiddenError(TraceContextError):
+    """A compiled function reached an object that it does not visibly see."""
+
+
 def name_of(obj: Any) -> str:
     """Names an object by its class and, where one is found, a holder's attribute.
 

@@ -35,7 +35,7 @@ from typing import Any
 
 import jax
 
-from .errors import TraceContextError, name_of
+from .errors import HiddenError, TraceContextError, name_of
 from .workarounds import get_opaque_trace_state, is_tracing_a_program
 
 with jax.ensure_compile_time_eval():
@@ -275,9 +275,9 @@ def ended(obj: Any) -> TraceContextError:
     )
 
 
-def hidden(obj: Any, frame: Frame, what: str) -> TraceContextError:
+def hidden(obj: Any, frame: Frame, what: str) -> HiddenError:
     """The error for an object that a compiled function reaches unseen."""
-    return TraceContextError(
+    return HiddenError(
         f"{name_of(obj)} is {what} inside {frame.transform}, which does not visibly "
         "see it: it is reached through a field of a plain object, a registry, or an "
         "import, so that the compiled program could not follow its changes. Nothing "

@@ -11,6 +11,8 @@ import types
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
+import jax
+
 from ..core.frames import NO_TRACE, current, everywhere, neutral_level
 from ..core.variable import MISSING
 from ..core.workarounds import get_opaque_trace_state
@@ -34,6 +36,7 @@ class Jitted(Generic[P, R]):
         options: Mapping[str, Any] = types.MappingProxyType({}),
         *,
         transform: str = "nnx.jit",
+        stage: Callable[..., Any] = jax.jit,
         in_shardings: Any = None,
         out_shardings: Any = None,
         static_argnums: Any = None,
@@ -47,6 +50,7 @@ class Jitted(Generic[P, R]):
         name = getattr(function, "__name__", type(function).__name__)
         self.description = f"{transform} of '{name}'"
         self.options = options
+        self.stage = stage
         self.in_shardings = in_shardings
         self.out_shardings = out_shardings
         offset = len(self._args)

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core.arrays import is_array, is_dynamic
+from ..core.arrays import NUMBER_TYPES, is_array, is_dynamic
+from ..core.errors import HiddenError
 from ..core.frames import NO_TRACE, current
 from ..core.operators import value_of
 from ..core.paths import Path
@@ -19,8 +20,9 @@ from ..core.variable import MISSING, Variable
 from ..core.workarounds import get_opaque_trace_state
 from .autodiff import Primals
 from .boundary import Departure, Visit, apply
-from .captures import unbound
-from .leaves import VARIABLE, flatten, kind_of
+from .captures import sees_arrays, unbound
+from .compilation import Jitted
+from .leaves import VARIABLE, Constant, flatten, kind_of
 from .prefixes import DiffState
 
 
@@ -142,6 +144,20 @@ def jvp(
     return (value, tangent, aux) if has_aux else (value, tangent)
 
 
+def _with_constants(tree: Any) -> Any:
+    """Makes the Python numbers of arguments static: flags and sizes stay numbers."""
+    leaves, treedef = flatten(tree)
+    return treedef.unflatten(
+        [Constant(x) if type(x) in NUMBER_TYPES else x for x in leaves]
+    )
+
+
+def _with_numbers(tree: Any) -> Any:
+    """The reverse of `_with_constants`."""
+    leaves, treedef = flatten(tree)
+    return treedef.unflatten([x.value if type(x) is Constant else x for x in leaves])
+
+
 def remat(
     f: Any = MISSING,
     *,
@@ -180,9 +196,22 @@ def remat(
         )
     name = getattr(f, "__name__", type(f).__name__)
 
+    def called(args: Any, kwargs: Any) -> Any:
+        args, kwargs = _with_numbers((args, kwargs))
+        return f(*args, **kwargs)
+
+    # Calls of equal structure, such as those of many layers, share one trace.
+    functools.update_wrapper(called, f, updated=())
+    shared = Jitted(called, options, transform="nnx.remat", stage=jax.checkpoint)
+
     def rematerialized(*args: Any, **kwargs: Any) -> Any:
         if current() is None and get_opaque_trace_state() == NO_TRACE:
             return f(*args, **kwargs)  # nothing is differentiated here
+        if not sees_arrays(f):
+            try:
+                return shared(*_with_constants((args, kwargs)))
+            except HiddenError:
+                pass
 
         def run() -> Departure:
             with Visit(f"nnx.remat of '{name}'") as visit:

@@ -79,7 +79,7 @@ class Program:
             options["donate_argnums"] = (1,)
             if self.shardings is not None:
                 options["in_shardings"] = _parted(self.shardings, self.donated)
-        self.jitted = jax.jit(self.run, **options)
+        self.jitted = owner.stage(self.run, **options)
 
     def _choose_donated(
         self,
