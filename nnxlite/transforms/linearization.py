@@ -205,18 +205,17 @@ def remat(
     shared = Jitted(called, options, transform="nnx.remat", stage=jax.checkpoint)
 
     def rematerialized(*args: Any, **kwargs: Any) -> Any:
+        def run() -> Departure:
+            with Visit(f"nnx.remat of '{name}'") as visit:
+                return visit.depart(f(*args, **kwargs))
+
         if current() is None and get_opaque_trace_state() == NO_TRACE:
-            return f(*args, **kwargs)  # nothing is differentiated here
+            return apply(run())  # nothing is differentiated here
         if not sees_arrays(f):
             try:
                 return shared(*_with_constants((args, kwargs)))
             except HiddenError:
                 pass
-
-        def run() -> Departure:
-            with Visit(f"nnx.remat of '{name}'") as visit:
-                return visit.depart(f(*args, **kwargs))
-
         return apply(jax.checkpoint(run, **options)())
 
     return functools.update_wrapper(rematerialized, f, updated=())

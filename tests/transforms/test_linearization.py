@@ -2,6 +2,7 @@
 
 import inspect
 import pickle
+import types
 from typing import Any
 
 import jax
@@ -22,6 +23,12 @@ class Net(nnx.Module):
     def __call__(self, x: Any, *, scale: Any = 1.0) -> Any:
         self.calls += 1
         return (self.dropout(jnp.tanh(self.linear(x))) + self.norm(x)) * scale
+
+
+def _chained(layers: Any, x: Any) -> Any:
+    for layer in layers:
+        x = layer(x)
+    return x
 
 
 def inputs() -> jax.Array:
@@ -240,11 +247,47 @@ class TestRemat:
             m.extra = 1
             raise RuntimeError("half-way")
 
-        with pytest.raises(RuntimeError, match="half-way"):
-            nnx.grad(lambda m: f(m))(model)
+        for call in (f, nnx.grad(lambda m: f(m))):
+            with pytest.raises(RuntimeError, match="half-way"):
+                call(model)
         assert not hasattr(model, "extra")
         after = pickle.dumps(jax.tree.map(np.asarray, nnx.state(model, nnx.Param)))
         assert after == before
+
+    def test_what_it_does_not_visibly_see_is_read_all_the_same(self) -> None:
+        class Trainer:
+            def __init__(self) -> None:
+                self.models = {"a": [nnx.Linear(3, 3, rngs=nnx.Rngs(0))]}
+
+        registry = types.SimpleNamespace(trainer=Trainer())
+        f = nnx.remat(lambda x: registry.trainer.models["a"][0](x).sum())
+        kernel = registry.trainer.models["a"][0].kernel.value
+        grad = jax.grad(f)(jnp.ones(3))
+        np.testing.assert_allclose(grad, kernel.sum(1), rtol=1e-6)
+
+    def test_equal_layers_share_one_trace(self) -> None:
+        traces = []
+
+        @nnx.remat
+        def call(layer: Any, x: Any) -> Any:
+            traces.append(1)
+            return layer(x)
+
+        @nnx.jit
+        def step(layers: Any, x: Any) -> Any:
+            def loss(layers: Any) -> Any:
+                y = x
+                for layer in layers:
+                    y = call(layer, y)
+                return y.sum()
+
+            return nnx.grad(loss)(layers)
+
+        layers = nnx.List([nnx.Linear(3, 3, rngs=nnx.Rngs(n)) for n in range(6)])
+        grads = step(layers, inputs())
+        assert len(traces) == 1
+        expected = nnx.grad(lambda layers: _chained(layers, inputs()).sum())(layers)
+        assert_same(grads, expected)
 
     def test_under_plain_jax(self) -> None:
         model = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
