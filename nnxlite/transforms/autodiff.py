@@ -7,7 +7,7 @@ attributes) comes out as auxiliary output and is applied, as plain values.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, overload
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ from .boundary import Departure, Holder, Visit, apply
 from .captures import positional_parameters, unbound
 from .leaves import DYNAMIC, NODE, VARIABLE, flatten, kind_of
 from .prefixes import DiffState
+
+P = ParamSpec("P")
 
 
 class _Differentiated(NamedTuple):
@@ -295,7 +297,13 @@ def _check_different(diffs: Sequence[DiffState]) -> None:
         )
 
 
+@overload
+def value_and_grad(f: Callable[P, Any], /, **options: Any) -> Callable[P, Any]: ...
+@overload
 def value_and_grad(
+    **options: Any,
+) -> Callable[[Callable[P, Any]], Callable[P, Any]]: ...
+def value_and_grad(  # pyright: ignore[reportInconsistentOverload]
     f: Any = MISSING,
     *,
     argnums: int | DiffState | Sequence[int | DiffState] = 0,
@@ -390,7 +398,11 @@ def _value_and_aux(result: Any, name: str) -> tuple[Any, Any]:
     return result
 
 
-def grad(
+@overload
+def grad(f: Callable[P, Any], /, **options: Any) -> Callable[P, Any]: ...
+@overload
+def grad(**options: Any) -> Callable[[Callable[P, Any]], Callable[P, Any]]: ...
+def grad(  # pyright: ignore[reportInconsistentOverload]
     f: Any = MISSING,
     *,
     argnums: int | DiffState | Sequence[int | DiffState] = 0,

@@ -6,7 +6,7 @@ object are States, as gradients are; what one leaves out is zero.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,9 @@ from .captures import sees_arrays, unbound
 from .compilation import Jitted
 from .leaves import VARIABLE, Constant, flatten, kind_of
 from .prefixes import DiffState
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def is_float(_: Path, value: Any) -> bool:
@@ -158,7 +161,11 @@ def _with_numbers(tree: Any) -> Any:
     return treedef.unflatten([x.value if type(x) is Constant else x for x in leaves])
 
 
-def remat(
+@overload
+def remat(f: Callable[P, R], /, **options: Any) -> Callable[P, R]: ...
+@overload
+def remat(**options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def remat(  # pyright: ignore[reportInconsistentOverload]
     f: Any = MISSING,
     *,
     prevent_cse: bool = True,
