@@ -155,6 +155,7 @@ from .transforms.loops import scan as scan
 from .transforms.loops import while_loop as while_loop
 from .transforms.mapping import pmap as pmap
 from .transforms.mapping import shard_map as shard_map
+from .transforms.mapping import transform_metadata as transform_metadata
 from .transforms.mapping import vmap as vmap
 from .transforms.prefixes import Carry as Carry
 from .transforms.prefixes import DiffState as DiffState

@@ -331,8 +331,9 @@ def first_difference(
         here, there = next(ours), next(theirs)
         if isinstance(here, Outside) and isinstance(there, Outside):
             same = here.object is there.object
-        else:
-            same = type(here) is type(there) and here == there
+        else:  # by hash first: the treedef of a container cannot be compared with None
+            same = type(here) is type(there) and hash(here) == hash(there)
+            same = same and here == there
         if not same:
             return path, _described(here), _described(there)
         keys = here.keys if isinstance(here, (NodeRecord, ContainerRecord)) else ()
@@ -358,7 +359,7 @@ def _described(record: Any) -> str:
     if isinstance(record, NodeRecord):
         return f"a {record.type.__name__} with {list(record.keys)}"
     if isinstance(record, ContainerRecord):
-        kind = record.treedef.unflatten(record.keys) if record.treedef else record.keys
+        kind = record.treedef.unflatten(record.keys) if record.treedef else {}
         return f"a {type(kind).__name__} with {list(record.keys)}"
     return "an array" if isinstance(record, ArrayRecord) else "an object met before"
 

@@ -14,8 +14,8 @@ other objects of the same structure, and refers to them by number.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from ..core.metadata import Metadata
 from ..core.module import Pytree, is_data
 from ..core.paths import Key, Path, format_path
 from ..core.statics import Static
-from ..core.variable import Variable
+from ..core.variable import MISSING, Variable
 from .leaves import DYNAMIC, flatten, kind_of
 
 
@@ -43,7 +43,8 @@ class Record:
       written: the Variables with a new value, as numbers or the objects themselves.
       metadata: Variables whose metadata changed, and to what.
       changed: nodes with new contents; these follow the result in `walk`.
-      plain: objects that are no nodes, and their fields that were set or deleted.
+      plain: objects that are no nodes (as numbers or themselves), and their fields
+        that were set or deleted.
       walk: records of the result and new contents, or None if the result is an array
         or a plain pytree of arrays, which then travels as it is.
       packing: how the leaves of a walk and the written values became arrays.
@@ -52,7 +53,7 @@ class Record:
     written: Sequence[Any]
     metadata: Sequence[tuple[Any, Metadata]] = ()
     changed: Sequence[Any] = ()
-    plain: Sequence[tuple[Any, tuple[str, ...], tuple[str, ...]]] = ()
+    plain: Sequence[tuple[Any, tuple[Key, ...], tuple[Key, ...]]] = ()
     walk: tuple[Any, ...] | None = None
     packing: "Packing | None" = None
 
@@ -82,6 +83,40 @@ class Packing:
         )
 
 
+class Change(NamedTuple):
+    """What became of a node, or of a plain object: its items before and after."""
+
+    owner: Any
+    before: Mapping[Key, Any]
+    after: Mapping[Key, Any]
+
+    @property
+    def new(self) -> dict[Key, Any]:
+        """The items that were set."""
+        before = self.before
+        return {
+            key: x for key, x in self.after.items() if before.get(key, MISSING) is not x
+        }
+
+    @property
+    def gone(self) -> tuple[Key, ...]:
+        """The keys that were deleted."""
+        return tuple(key for key in self.before if key not in self.after)
+
+    @property
+    def is_of_arrays(self) -> bool:
+        """Whether all that happened is that arrays took the place of arrays."""
+        before = self.before
+        return not self.gone and all(
+            is_array(x) and is_array(before.get(key)) for key, x in self.new.items()
+        )
+
+    def __str__(self) -> str:
+        parts = [f"sets {', '.join(map(repr, self.new))}"] if self.new else []
+        parts += [f"deletes {', '.join(map(repr, self.gone))}"] if self.gone else []
+        return " and ".join(parts) or "marks an attribute"
+
+
 @dataclasses.dataclass
 class Parting:
     """What a function did, taken apart but not packed yet.
@@ -90,19 +125,24 @@ class Parting:
       record: without its packing.
       variables: the Variables written.
       values: their new values.
-      changed: the nodes with new contents.
+      changes: the nodes, then the plain objects, with new contents.
       leaves: of the result and of the new contents, the values.
-      paths: where each leaf is, below `RESULT` or the number of the changed node.
+      paths: where each leaf is, below `RESULT` or the number of the change.
       found: the leaves themselves, Variables and arrays.
     """
 
     record: Record
     variables: Sequence[Any]
     values: list[Any]
-    changed: Sequence[Any]
+    changes: Sequence[Change]
     leaves: list[Any]
     paths: Sequence[Path]
     found: Sequence[Any] = ()
+
+    def where(self, root: Key, path: Path) -> str:
+        """Names the place of a leaf, or of all below a root."""
+        owner = "the result" if root == RESULT else name_of(self.changes[root].owner)
+        return format_path(path, root=owner)
 
     def packed(self, crosses: Callable[[Any], bool]) -> Departure:
         """The departure, with all that crosses as one list of arrays."""
@@ -141,6 +181,15 @@ class Holder:
             self.node._nnx_replace({**items, self.key: new})
         else:
             vars(self.node)[self.key] = new
+
+    def write(self, arrays: Iterator[Any]) -> None:
+        """Puts other arrays in their place, for good."""
+        items = dict(self._items())
+        self.show(arrays)
+        new = self._items()[self.key]
+        if isinstance(self.node, Pytree):
+            self.node._nnx_replace(items)
+            change(self.node, {**items, self.key: new})
 
     def _items(self) -> dict[Key, Any]:
         return items_of(self.node)
@@ -225,6 +274,27 @@ class Visit:
         for holder in holders:
             self._shown[id(holder.node)] = dict(items_of(holder.node))
 
+    def arrays_of(self, holders: Iterable[Holder]) -> list[Any]:
+        """The bare arrays in some places now, which from here on count as shown."""
+        arrays: list[Any] = []
+        for holder in holders:
+            arrays += holder.arrays()
+            self._shown[id(holder.node)] = dict(items_of(holder.node))
+        return arrays
+
+    def changes(self) -> tuple[list[Change], list[Change]]:
+        """What became so far of outer nodes, and of plain objects."""
+        nodes = [
+            Change(node, self._before(node, before[0]), dict(node._nnx_items()))
+            for node, before in self.frame.journal.values()
+            if not isinstance(node, Variable) and self._differs(node, before)
+        ]
+        plain = [
+            Change(obj, self._before(obj, before), dict(vars(obj)))
+            for obj, before in self._fields
+        ]
+        return nodes, [x for x in plain if x.new or x.gone]
+
     def depart(self, result: Any) -> Departure:
         """Takes apart the result and all that was written and changed."""
         parting = self.part(result, only_if_needed=True)
@@ -232,39 +302,53 @@ class Visit:
             return parting.record, parting.values, result
         return parting.packed(_comes_out)
 
-    def part(self, result: Any, *, only_if_needed: bool = False) -> Parting:
+    def part(
+        self,
+        result: Any,
+        *,
+        only_if_needed: bool = False,
+        also: Sequence[Any] | None = None,
+    ) -> Parting:
         """Takes apart the result and all that was written and changed.
 
         Args:
           result: what the function returned.
           only_if_needed: leaves the result as it is if it is a pytree of arrays and
             nothing changed but values.
+          also: nodes that are taken for changed, with what they hold; if it is given,
+            the order of the changes depends on the nodes alone.
         """
         frame = self.frame
         written = [v for v in frame.written if id(v) not in frame.made]
         values = [frame.values[v] for v in written]
-        metadata: list[tuple[Any, Metadata]] = []
-        changed: list[Any] = []
-        for obj, before in frame.journal.values():
-            if isinstance(obj, Variable):
-                if obj._metadata is not before:
-                    metadata.append((self._name(obj), obj._metadata))
-            elif self._differs(obj, before):
-                changed.append(obj)
+        metadata = [
+            (self._name(obj), obj._metadata)
+            for obj, before in frame.journal.values()
+            if isinstance(obj, Variable) and obj._metadata is not before
+        ]
+        nodes, plain = self.changes()
+        if also is not None:
+            changed = {id(x.owner) for x in nodes}
+            for node in also:
+                if id(node) not in changed:
+                    items = dict(node._nnx_items())
+                    nodes.append(Change(node, items, items))
+            nodes.sort(key=lambda x: id(x.owner))
         record = Record([self._name(v) for v in written], metadata)
-        parting = Parting(record, written, values, changed, [], ())
-        fields = self._changed_fields()
-        if only_if_needed and not changed and not fields:
+        parting = Parting(record, written, values, [*nodes, *plain], [], ())
+        if only_if_needed and not parting.changes:
             if all(map(_comes_out, flatten(result)[0] + values)):
                 return parting
         walk = Taking(self.known or (), self._is_outside)
         walk.take(result, (RESULT,))
-        for number, node in enumerate(changed):
-            walk.take_contents(node, (number,))
-        for _, new, _ in fields:
-            walk.take(new)
-        record.changed = [self._name(node) for node in changed]
-        record.plain = [(n, tuple(new), gone) for n, new, gone in fields]
+        for number, node in enumerate(nodes):
+            walk.take_contents(node.owner, (number,))
+        for number, obj in enumerate(plain, len(nodes)):
+            walk.take(obj.new, (number,))
+        record.changed = [self._name(node.owner) for node in nodes]
+        record.plain = [
+            (self._name_plain(x.owner), tuple(x.new), x.gone) for x in plain
+        ]
         record.walk = tuple(walk.records)
         parting.leaves = [
             x.raw_value if isinstance(x, Variable) else x for x in walk.leaves
@@ -273,8 +357,17 @@ class Visit:
         parting.found = walk.leaves
         return parting
 
+    def _before(self, obj: Any, items: dict[Key, Any]) -> dict[Key, Any]:
+        """What an object held when the function got it: its items, or what is shown."""
+        return self._shown.get(id(obj), items)
+
     def _name(self, obj: Any) -> Any:
         return obj if self.known is None else self.frame.known[id(obj)]
+
+    def _name_plain(self, obj: Any) -> Any:
+        if self.known is None:
+            return obj
+        return next(n for n, (other, _) in enumerate(self._fields) if other is obj)
 
     def _is_outside(self, obj: Any) -> bool:
         if self.known is not None and self.frame.hides(obj):
@@ -282,23 +375,13 @@ class Visit:
         return id(obj) not in self.frame.made
 
     def _differs(self, node: Pytree, before: Any) -> bool:
-        old: Any = self._shown.get(id(node), before[0])
+        old = self._before(node, before[0])
         new = node._nnx_items()
         return (
             old.keys() != new.keys()
             or any(new[key] is not old[key] for key in new)
             or node._nnx_form() != before[1]
         )
-
-    def _changed_fields(self) -> list[tuple[int, dict[Key, Any], tuple[Key, ...]]]:
-        found = []
-        for number, (obj, before) in enumerate(self._fields):
-            old, now = self._shown.get(id(obj), before), vars(obj)
-            new = {k: x for k, x in now.items() if k not in old or old[k] is not x}
-            gone = tuple(old.keys() - now.keys())
-            if new or gone:
-                found.append((number, new, gone))
-        return found
 
 
 def _comes_out(value: Any) -> bool:
@@ -320,20 +403,24 @@ def difference(one: Parting, other: Parting) -> tuple[str, ...] | None:
     there = {id(v): (v, metadata) for v, metadata in other.record.metadata}
     for key, (variable, _) in {**here, **there}.items():
         if here.get(key) != there.get(key):
-            texts = [str(dict(x[key][1])) if key in x else "-" for x in (here, there)]
+            texts = [
+                str(dict(x[key][1])) if key in x else "left alone"
+                for x in (here, there)
+            ]
             return f"the metadata of {name_of(variable)}", *texts
-    nodes = [{id(node): node for node in x.changed} for x in (one, other)]
-    for key, node in {**nodes[0], **nodes[1]}.items():
-        if key not in nodes[0] or key not in nodes[1]:
-            texts = ["changed" if key in x else "left alone" for x in nodes]
-            return f"the structure of {name_of(node)}", *texts
+    ours, theirs = ({id(x.owner): x for x in p.changes} for p in (one, other))
+    for key, either in {**ours, **theirs}.items():
+        both = ours.get(key), theirs.get(key)
+        shapes = [x and (set(x.after), x.gone) for x in both]
+        if shapes[0] != shapes[1]:
+            texts = [str(x) if x else "left alone" for x in both]
+            return name_of(either.owner), *texts
     assert one.record.walk is not None and other.record.walk is not None
     found = first_difference(one.record.walk, other.record.walk)
     if found is None:
         return None
     number, path, *texts = found
-    root = "the result" if number == 0 else name_of(one.changed[number - 1])
-    return format_path(path, root=root), *texts
+    return one.where(number - 1 if number else RESULT, path), *texts
 
 
 def apply(
@@ -346,7 +433,7 @@ def apply(
     Args:
       departure: with real values, as the JAX transform returned it.
       objects: what the record's numbers mean; None if it holds the objects.
-      plain: the plain objects among the arguments.
+      plain: what the numbers of plain objects mean.
     """
     record, values, result = departure
     new_contents: list[Any] = []
@@ -368,8 +455,9 @@ def apply(
         named(name)._change_metadata(metadata)
     for name, (items, form) in zip(record.changed, new_contents, strict=True):
         change(named(name), items, form)
-    for (number, _, gone), new in zip(record.plain, new_fields, strict=True):
-        vars(plain[number]).update(new)
+    for (name, _, gone), new in zip(record.plain, new_fields, strict=True):
+        fields = vars(name if objects is None else plain[name])
+        fields.update(new)
         for key in gone:
-            del vars(plain[number])[key]
+            del fields[key]
     return result

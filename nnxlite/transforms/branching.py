@@ -11,36 +11,98 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend.core import jaxpr_as_fun
 
+from ..core.arrays import is_dynamic
 from ..core.errors import name_of
+from ..core.module import Pytree
 from ..core.operators import value_of
 from ..core.variable import Variable
-from .boundary import Packing, Parting, Visit, apply, difference, numbers_as_arrays
+from .boundary import (
+    Packing,
+    Parting,
+    Visit,
+    apply,
+    difference,
+    numbers_as_arrays,
+)
 from .compilation import compiled_at_top
+from .leaves import flatten
+from .plans import Opened
 
 
 class _Branch:
-    """One branch, traced: what it did, and a function that does it again."""
+    """One branch, traced: what it did, and a function that does it again.
+
+    Args:
+      transform: what error messages call the choice.
+      name: what they call this branch.
+      function: the branch.
+      operands: its arguments.
+      also: nodes that it takes for changed; see `Visit.part`.
+    """
 
     def __init__(
-        self, name: str, function: Callable[..., Any], operands: Sequence[Any]
+        self,
+        transform: str,
+        name: str,
+        function: Callable[..., Any],
+        operands: Sequence[Any],
+        also: Sequence[Any],
     ):
         self.name = name
+        plain = Opened(tuple(operands), {}).plain
         left: list[tuple[Parting, Packing]] = []
 
         def run() -> list[Any]:
-            with Visit(name) as visit:
-                parting = visit.part(numbers_as_arrays(function(*operands)))
+            with Visit(f"{name} of {transform}", plain=plain) as visit:
+                result = numbers_as_arrays(function(*operands))
+                parting = visit.part(result, also=also)
             left.append((parting, Packing([parting.values, parting.leaves])))
             return left[-1][1].arrays
 
-        self.compute = jaxpr_as_fun(jax.make_jaxpr(run)())
+        jaxpr = jax.make_jaxpr(run)()
+        self.compute = jaxpr_as_fun(jaxpr)
+        self.types = jaxpr.out_avals
         self.parting, self.packing = left[-1]
 
-    def values_and_leaves(self) -> Any:
-        """Computes the branch."""
-        return self.packing.unpacked(self.compute())
+    def outcome(self, before: dict[Variable[Any], Any], arrays: Any) -> Packing:
+        """All values that come out of this branch, given those that it computes."""
+        values, leaves = self.packing.unpacked(arrays)
+        after = {**before, **dict(zip(self.parting.variables, values, strict=True))}
+        return Packing([[*after.values()], leaves], _crosses)
+
+
+def _crosses(value: Any) -> bool:
+    return is_dynamic(value) or isinstance(value, ShapedArray)
+
+
+def _traced(
+    transform: str,
+    names: Sequence[str],
+    functions: Sequence[Any],
+    operands: Sequence[Any],
+) -> list[_Branch]:
+    """The branches. A bare array that one of them replaces comes out of all of them."""
+    also: list[Any] = []
+    while True:
+        branches = [
+            _Branch(transform, name, function, operands, also)
+            for name, function in zip(names, functions, strict=True)
+        ]
+        changes = [change for b in branches for change in b.parting.changes]
+        owners = [{id(x.owner) for x in b.parting.changes} for b in branches]
+        partly = {
+            id(x.owner): x.owner
+            for x in changes
+            if x.is_of_arrays and not all(id(x.owner) in own for own in owners)
+        }
+        new = [owner for owner in partly.values() if isinstance(owner, Pytree)]
+        if not new:
+            return branches
+        also += new
 
 
 def _choose(
@@ -51,10 +113,7 @@ def _choose(
     operands: Sequence[Any],
 ) -> Any:
     """Traces the branches, lets `select` choose among them, and applies the choice."""
-    branches = [
-        _Branch(f"{transform}, {name}", function, operands)
-        for name, function in zip(names, functions, strict=True)
-    ]
+    branches = _traced(transform, names, functions, operands)
     first = branches[0]
     for other in branches[1:]:
         shown = difference(first.parting, other.parting)
@@ -62,59 +121,89 @@ def _choose(
             where, here, there = shown
             raise TypeError(
                 f"the branches of {transform} must do the same but for values, and "
-                f"{where} differs: {here} in {names[0]}, {there} in "
-                f"{names[branches.index(other)]}"
+                f"{where} differs: {here} in {first.name}, {there} in {other.name}. "
+                "Do in each what one of them does"
             )
     written = list(dict.fromkeys(v for b in branches for v in b.parting.variables))
     before = {variable: variable.raw_value for variable in written}
-    packings: list[Packing] = []
+    types = {v: _types_of(value) for v, value in before.items()}
+    outcomes = [branch.outcome(types, branch.types) for branch in branches]
+    dtypes = _agreed(transform, written, branches, outcomes)
 
     def finish(branch: _Branch) -> list[Any]:
-        values, leaves = branch.values_and_leaves()
-        after = {**before, **dict(zip(branch.parting.variables, values, strict=True))}
-        packing = Packing([list(after.values()), leaves])
-        packings.append(packing)
-        _check_same(transform, written, packings[0], packing)
-        return packing.arrays
+        computed = [jnp.asarray(x) for x in branch.compute()]  # JAX gives literals too
+        arrays = map(jnp.asarray, branch.outcome(before, computed).arrays)
+        return [
+            x if x.dtype == dtype else x.astype(dtype)
+            for x, dtype in zip(arrays, dtypes, strict=True)
+        ]
 
     results = select([functools.partial(finish, branch) for branch in branches])
     record = first.parting.record
-    record.written, record.packing = written, packings[0]
+    record.written, record.packing = written, outcomes[0]
     return apply((record, [], results))
 
 
-def _check_same(
-    transform: str, written: Sequence[Variable[Any]], one: Packing, other: Packing
-) -> None:
-    """Raises TypeError if two branches give a Variable or result other types."""
-    if (one.treedef, one.statics) != (other.treedef, other.statics):
-        raise TypeError(
-            f"the branches of {transform} leave values of different structure: "
-            f"{one.treedef} and {other.treedef}"
-        )
-    kinds = [
-        [(x.shape, x.dtype) for x in map(jax.typeof, p.arrays)] for p in (one, other)
+def _types_of(value: Any) -> Any:
+    packing = Packing([value])
+    return packing.unpacked(map(jax.typeof, packing.arrays))[0]
+
+
+def _agreed(
+    transform: str,
+    written: Sequence[Variable[Any]],
+    branches: Sequence[_Branch],
+    outcomes: Sequence[Packing],
+) -> list[Any]:
+    """The dtype of each array that comes out; plain numbers follow other branches.
+
+    Raises:
+      TypeError: if two branches give a Variable or result other types.
+    """
+    first = outcomes[0]
+    values, leaves = first.unpacked(range(len(first.arrays)))
+    parting = branches[0].parting
+    names = [
+        *written,
+        *[parting.where(root, tuple(path)) for root, *path in parting.paths],
     ]
-    for index, (here, there) in enumerate(zip(*kinds, strict=True)):
-        if here == there:
-            continue
-        weak = [jax.typeof(p.arrays[index]).weak_type for p in (one, other)]
-        if here[0] == there[0] and any(weak):
-            continue
-        owner = one.treedef.unflatten(range(len(one.statics)))
-        what = next(
-            (
-                name_of(v)
-                for v, tree in zip(written, owner[0], strict=True)
-                if index in jax.tree.leaves(tree)
-            ),
-            "a result",
-        )
-        raise TypeError(
-            f"the branches of {transform} give {what} different types: "
-            f"{here[1]}{list(here[0])} and {there[1]}{list(there[0])}. Both must have "
-            "one shape and dtype: cast with astype, or reshape"
-        )
+
+    def name(number: int) -> str:
+        numbers = [flatten(x)[0] for x in (*values, *leaves)]
+        found = next(n for n, own in zip(names, numbers, strict=True) if number in own)
+        return found if isinstance(found, str) else name_of(found)
+
+    for branch, other in zip(branches, outcomes, strict=True):
+        if (other.treedef, other.statics) != (first.treedef, first.statics):
+            what = " or ".join(name_of(v) for v in written)
+            raise TypeError(
+                f"the branches of {transform} give {what} values of different "
+                f"structure: {_shown(first)} in {branches[0].name}, {_shown(other)} in "
+                f"{branch.name}. Give it the same containers and static values in each"
+            )
+    dtypes: list[Any] = []
+    for number, types in enumerate(zip(*(x.arrays for x in outcomes), strict=True)):
+        strong = [x.dtype for x in types if not x.weak_type]
+        dtype = types[0].dtype
+        if any(x.dtype != dtype for x in types):
+            dtype = jnp.result_type(*types)
+        fits = all(x == dtype for x in strong)
+        if not fits or any(x.shape != types[0].shape for x in types):
+            shown = ", ".join(
+                f"{x.dtype}{list(x.shape)} in {branch.name}"
+                for x, branch in zip(types, branches, strict=True)
+            )
+            raise TypeError(
+                f"the branches of {transform} give {name(number)} different types: "
+                f"{shown}. All must have one shape and dtype: cast with astype, or "
+                "reshape"
+            )
+        dtypes.append(dtype)
+    return dtypes
+
+
+def _shown(packing: Packing) -> Any:
+    return packing.unpacked(packing.arrays)[0]
 
 
 @compiled_at_top("nnx.cond")

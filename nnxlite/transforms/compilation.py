@@ -348,9 +348,7 @@ def jit(  # pyright: ignore[reportInconsistentOverload]
     )
 
 
-def compiled_at_top(
-    transform: str, of: Any = None
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def compiled_at_top(transform: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator for transforms that JAX would trace anew at every call.
 
     Outside all transforms the function is compiled, so that equal calls trace once.
@@ -359,19 +357,17 @@ def compiled_at_top(
 
     Args:
       transform: what error messages call it.
-      of: the function that is transformed, if it is none of the arguments.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         compiled = Jitted(function, transform=transform)
+        compiled.description = transform
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             if everywhere and current() is not None:
                 return function(*args, **kwargs)
-            if get_opaque_trace_state() != NO_TRACE or any(
-                map(sees_arrays, (of, *args))
-            ):
+            if get_opaque_trace_state() != NO_TRACE or any(map(sees_arrays, args)):
                 return function(*args, **kwargs)
             return compiled(*args, **kwargs)
 

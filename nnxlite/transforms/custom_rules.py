@@ -10,8 +10,8 @@ from ..core.graph import Putting, taken
 from ..core.variable import MISSING, Variable
 from .autodiff import Primals
 from .boundary import Packing, Parting, Visit, apply, numbers_as_arrays
+from .labels import bound
 from .linearization import is_float
-from .mapping import bound
 from .prefixes import DiffState
 
 

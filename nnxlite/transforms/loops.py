@@ -1,192 +1,37 @@
 """`while_loop`, `fori_loop` and `scan`: Python loops that JAX compiles.
 
-A loop carries a value, whose arrays change from step to step, and the Variables that
-its body writes. Which these are is not known beforehand: if the body wrote a Variable
-that is not carried yet, it is traced again with that Variable in the carry. Structure
-stays as it is in a loop, since it is settled before the number of steps is known; only
-what a scan has sliced may gain and lose parts, which are stacked.
+Structure stays as it is in a loop, since it is settled before the number of steps is
+known; only what a scan has sliced may gain and lose parts, which are stacked. What a
+loop carries, besides the value that it is given, is found while it is traced: see
+`carries`.
 """
 
 import functools
-import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from ..core.errors import name_of
-from ..core.module import key_of
 from ..core.operators import value_of
-from ..core.paths import format_path
 from ..core.statics import Static
-from ..core.variable import MISSING, Variable
-from .axes import Names
-from .boundary import Packing, Visit
+from ..core.variable import MISSING
+from .axes import NO_NAMES, Names, named, renamable
+from .boundary import Visit
+from .carries import Loop
 from .compilation import compiled_at_top
-from .leaves import DYNAMIC, flatten, flatten_with_path, kind_of
-from .mapping import Entry, Exit, Streams, bound, constants, labels_in, prefixes_of
-from .prefixes import Carry, StateLabels
+from .labels import METADATA, Entry, Exit, bound, constants, given
+from .mapping import Streams
+from .prefixes import Carry, StateLabels, label_of_keyword, labels_in, prefixes_of
 
 
-class _UnforeseenError(Exception):
-    """The body wrote Variables that are not carried yet."""
-
-    def __init__(self, loop: "Loop", variables: Sequence[Variable[Any]]):
-        self.loop = loop
-        self.variables = variables
-
-
-class Loop:
-    """What a loop carries: the arrays of a value, and the Variables that are written.
-
-    Args:
-      transform: what error messages call the loop.
-      value: any pytree of arrays, objects and static values.
-    """
-
-    def __init__(self, transform: str, value: Any):
-        self.transform = transform
-        self.value = value
-        self.leaves, self.treedef = flatten(value)
-        self.variables: list[Variable[Any]] = []
-
-    def run(self, attempt: Callable[[Any], Any]) -> tuple[Any, Any]:
-        """Runs the loop with as many Variables in the carry as are written.
-
-        Args:
-          attempt: given the first carry, runs the loop and returns the last one, and
-            anything else.
-
-        Returns:
-          the value after the loop, and the other thing.
-        """
-        while True:
-            arrays = [jnp.asarray(x) for x in self.leaves if kind_of(x) == DYNAMIC]
-            self.packing = Packing([v.raw_value for v in self.variables])
-            values = [jnp.asarray(x) for x in self.packing.arrays]
-            try:
-                (arrays, values), rest = attempt((arrays, values))
-            except _UnforeseenError as unforeseen:
-                if unforeseen.loop is not self:
-                    raise
-                self.variables += unforeseen.variables
-                continue
-            after = self.packing.unpacked(values)
-            for variable, value in zip(self.variables, after, strict=True):
-                variable.raw_value = value
-            return self._filled(arrays), rest
-
-    def enter(self, visit: Visit, carry: Any) -> Any:
-        """Shows the carried Variables inside; returns the carried value."""
-        arrays, values = carry
-        visit.show(self.variables, self.packing.unpacked(values))
-        return self._filled(arrays)
-
-    def leave(self, visit: Visit, carry: Any, value: Any, mapped: Any = ()) -> Any:
-        """The next carry.
-
-        Args:
-          visit: the body's stay.
-          carry: the carry that it began with.
-          value: the value that it returned.
-          mapped: Variables that are not carried, since each step has its own.
-
-        Raises:
-          ValueError: if the value has another structure.
-          TypeError: if an array has another shape or dtype than before.
-        """
-        frame = visit.frame
-        carried = {id(variable) for variable in self.variables}
-        unforeseen = [
-            v
-            for v in frame.written
-            if id(v) not in carried and id(v) not in frame.made and v not in mapped
-        ]
-        if unforeseen:
-            raise _UnforeseenError(self, unforeseen)
-        leaves = self._checked(value)
-        arrays = [jnp.asarray(x) for x in leaves if kind_of(x) == DYNAMIC]
-        packing = Packing([frame.values[v] for v in self.variables])
-        values = [jnp.asarray(x) for x in packing.arrays]
-        if (packing.treedef, packing.statics) != (
-            self.packing.treedef,
-            self.packing.statics,
-        ):
-            names = " or ".join(map(name_of, self.variables))
-            raise TypeError(
-                f"{self.transform}: the value of {names} has another structure after a "
-                f"step: {packing.treedef} instead of {self.packing.treedef}"
-            )
-        for number, (old, new) in enumerate(
-            zip([*carry[0], *carry[1]], [*arrays, *values], strict=True)
-        ):
-            self._check_type(number, jax.typeof(old), jax.typeof(new))
-        return arrays, values
-
-    def check_structure(self, changes: Iterable[Any]) -> None:
-        """Raises ValueError if there are nodes or Variables with another structure."""
-        for obj in changes:
-            raise ValueError(
-                f"the body of {self.transform} changes the structure of "
-                f"{name_of(obj)} (attributes, elements, or metadata), which must stay "
-                "as it is in a loop: make the change before the loop"
-            )
-
-    def _filled(self, arrays: Sequence[Any]) -> Any:
-        rest = iter(arrays)
-        return self.treedef.unflatten(
-            [next(rest) if kind_of(x) == DYNAMIC else x for x in self.leaves]
-        )
-
-    def _checked(self, value: Any) -> list[Any]:
-        """The leaves of a value that must have the structure of the first one."""
-        leaves, treedef = flatten(value)
-        if treedef != self.treedef:
-            raise ValueError(
-                f"the body of {self.transform} must return a value of the structure "
-                f"that it got, {self.treedef}, but it returned {treedef}"
-            )
-        for number, (old, new) in enumerate(zip(self.leaves, leaves, strict=True)):
-            if kind_of(old) == DYNAMIC and kind_of(new) == DYNAMIC:
-                continue
-            if old is not new and Static(old) != Static(new):
-                raise ValueError(
-                    f"the body of {self.transform} must return the object that it got "
-                    f"at {self._place(number)}, {name_of(old)}, but it returned "
-                    f"{'another ' if type(old) is type(new) else ''}{name_of(new)}. "
-                    "Change the object that it gets instead"
-                )
-        return leaves
-
-    def _place(self, number: int) -> str:
-        keys, _ = flatten_with_path(self.value)[number]
-        return format_path(tuple(map(key_of, keys)), root="the carry")
-
-    def _check_type(self, number: int, old: Any, new: Any) -> None:
-        if old.shape == new.shape and (old.dtype == new.dtype or old.weak_type):
-            return
-        arrays = [n for n, x in enumerate(self.leaves) if kind_of(x) == DYNAMIC]
-        if number < len(arrays):
-            what = self._place(arrays[number])
-        else:
-            owners = [
-                variable
-                for variable in self.variables
-                for _ in Packing([variable.raw_value]).arrays
-            ]
-            what = name_of(owners[number - len(arrays)])
-        raise TypeError(
-            f"{what} is {old.dtype}{list(old.shape)} before a step of "
-            f"{self.transform} and {new.dtype}{list(new.shape)} after it, but must "
-            "stay as it is: cast with astype, or start with the type that it gets"
-        )
-
-
-def _changes(visit: Visit) -> list[Any]:
-    """Nodes and Variables around whose structure or metadata was changed."""
-    parting = visit.part(None)
-    return [*parting.changed, *(v for v, _ in parting.record.metadata)]
+def _changes(visit: Visit) -> list[tuple[Any, str]]:
+    """Nodes and Variables around whose structure or metadata was changed, and how."""
+    nodes, plain = visit.changes()
+    return [
+        *((change.owner, str(change)) for change in (*nodes, *plain)),
+        *((v, METADATA) for v, _ in visit.part(None).record.metadata),
+    ]
 
 
 @compiled_at_top("nnx.while_loop")
@@ -221,10 +66,10 @@ def while_loop(
     loop = Loop("nnx.while_loop", init_val)
 
     def cond(carry: Any) -> Any:
-        with Visit("the condition of nnx.while_loop") as visit:
+        with Visit("the condition of nnx.while_loop", plain=loop.plain) as visit:
             result = value_of(cond_fun(loop.enter(visit, carry)))
             written = [v for v in visit.frame.written if id(v) not in visit.frame.made]
-            for obj in [*written, *_changes(visit)]:
+            for obj in [*written, *(obj for obj, _ in _changes(visit))]:
                 raise ValueError(
                     f"the condition of nnx.while_loop changes {name_of(obj)}: change "
                     "it in the body instead"
@@ -232,14 +77,14 @@ def while_loop(
         return result
 
     def body(carry: Any) -> Any:
-        with Visit("the body of nnx.while_loop") as visit:
+        with Visit("the body of nnx.while_loop", plain=loop.plain) as visit:
             value = body_fun(loop.enter(visit, carry))
             after = loop.leave(visit, carry, value)
             loop.check_structure(_changes(visit))
         return after
 
-    value, _ = loop.run(lambda carry: (jax.lax.while_loop(cond, body, carry), None))
-    return value
+    finish, _ = loop.run(lambda carry: (jax.lax.while_loop(cond, body, carry), None))
+    return finish()
 
 
 def fori_loop(
@@ -273,30 +118,31 @@ def fori_loop(
       >>> total.item(), calls.value.item()
       (10, 5)
     """
-    run = _fori_loop if unroll is not None else _compiled_fori_loop
-    return run(lower, upper, body_fun, init_val, unroll)  # to unroll, bounds are known
+    steps = value_of(lower), value_of(upper), unroll
+    if unroll is not None:  # to unroll, the number of steps must be known
+        steps = constants(steps, None)
+    return _fori_loop(steps, body_fun, init_val)
 
 
+@compiled_at_top("nnx.fori_loop")
 def _fori_loop(
-    lower: Any, upper: Any, body_fun: Callable[..., Any], init_val: Any, unroll: Any
+    steps: tuple[Any, ...], body_fun: Callable[..., Any], init_val: Any
 ) -> Any:
+    lower, upper, unroll = given(steps)
     loop = Loop("nnx.fori_loop", init_val)
 
     def body(index: Any, carry: Any) -> Any:
-        with Visit("the body of nnx.fori_loop") as visit:
+        with Visit("the body of nnx.fori_loop", plain=loop.plain) as visit:
             value = body_fun(index, loop.enter(visit, carry))
             after = loop.leave(visit, carry, value)
             loop.check_structure(_changes(visit))
         return after
 
-    bounds = value_of(lower), value_of(upper)
-    value, _ = loop.run(
-        lambda carry: (jax.lax.fori_loop(*bounds, body, carry, unroll=unroll), None)
-    )
-    return value
+    def attempt(carry: Any) -> tuple[Any, None]:
+        return jax.lax.fori_loop(lower, upper, body, carry, unroll=unroll), None
 
-
-_compiled_fori_loop = compiled_at_top("nnx.fori_loop")(_fori_loop)
+    finish, _ = loop.run(attempt)
+    return finish()
 
 
 def scan(
@@ -308,7 +154,7 @@ def scan(
     _split_transpose: bool = False,
     in_axes: Any = (Carry, 0),
     out_axes: Any = (Carry, 0),
-    transform_metadata: Names = types.MappingProxyType({}),
+    transform_metadata: Names = NO_NAMES,
     split_rngs: Any = False,
 ) -> Any:
     """A function that loops over slices of its arguments, compiled: `jax.lax.scan`.
@@ -347,13 +193,83 @@ def scan(
       >>> forward(jnp.ones(3), layers).shape
       (3,)
     """
-    given = {k: v for k, v in locals().items() if k != "f"}
+    options = {k: v for k, v in locals().items() if k != "f"}
     if f is MISSING:
-        return lambda f: scan(f, **given)
-    place_in = _place_of_carry("in_axes", in_axes)
-    place_out = _place_of_carry("out_axes", out_axes)
-    if (place_in is None) != (place_out is None):
-        there, missing = ("in_axes", "out_axes")[:: 1 if place_out is None else -1]
+        return lambda f: scan(f, **options)
+    places = _places_of_carry(in_axes, out_axes)
+    f, options["transform_metadata"] = named(f, transform_metadata)
+    static = Static({**options, "places": places})
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = bound(f, args, kwargs)
+        return _scanned(static, f, constants(args, in_axes), kwargs)
+
+    return renamable(functools.update_wrapper(call, f, updated=()), scan, f, options)
+
+
+@compiled_at_top("nnx.scan")
+def _scanned(static: Static, f: Any, args: Any, kwargs: Any) -> Any:
+    options = dict(static.value)
+    in_axes, out_axes = options.pop("in_axes"), options.pop("out_axes")
+    names, split_rngs = options.pop("transform_metadata"), options.pop("split_rngs")
+    place_in, place_out = options.pop("places")
+    name = getattr(f, "__name__", type(f).__name__)
+    args = given(args)
+    prefixes = prefixes_of("nnx.scan", "in_axes", in_axes, args)
+    prefixes.update(dict.fromkeys(kwargs, label_of_keyword(in_axes)))
+    entry = Entry("nnx.scan", args, kwargs, prefixes, "in_axes")
+    length = options["length"] = entry.size(options["length"])
+    if length is None:
+        raise ValueError("nnx.scan needs a length, since no argument is sliced")
+    loop = Loop("nnx.scan", args[place_in] if place_in is not None else None)
+    streams = Streams(split_rngs, entry, f)
+    exits: list[Exit] = []
+
+    def body(carry: Any, slices: Any) -> Any:
+        xs, keys = slices
+        with Visit(f"nnx.scan of '{name}'", plain=entry.plain) as visit:
+            inner_args, inner_kwargs = entry.show(visit, entry.with_slices(xs))
+            inner_args = list(inner_args)
+            value = loop.enter(visit, carry)
+            if place_in is not None:
+                inner_args[place_in] = value
+            streams.show(visit, keys)
+            entry.shrink(visit, names)
+            result = f(*inner_args, **inner_kwargs)
+            streams.hide(visit)
+            value, outputs, prefix = _parted(result, out_axes, place_out)
+            entry.check_broadcast(visit.frame.written)
+            after = loop.leave(visit, carry, value, entry)
+            for variable in loop.variables:
+                visit.frame.written.pop(variable, None)
+            exits.append(Exit(entry, visit, outputs, prefix, "out_axes", names))
+            loop.check_structure(entry.not_sliced(exits[-1]))
+        return after, exits[-1].arrays
+
+    with streams.split(length) as keys:
+        slices = entry.slices(), keys
+        finish, stacked = loop.run(
+            lambda carry: jax.lax.scan(body, carry, slices, **options)
+        )
+        stacked = exits[-1].moved(stacked)
+        value = finish()
+        outputs = exits[-1].applied_to(stacked)
+    if place_out is None:
+        return outputs
+    if out_axes is Carry:
+        return value
+    return (*outputs[:place_out], value, *outputs[place_out:])
+
+
+def _places_of_carry(in_axes: Any, out_axes: Any) -> tuple[int | None, int | None]:
+    """Which argument, and which result, is carried.
+
+    Raises:
+      ValueError: if it is one of them only, or if a result is broadcast.
+    """
+    places = _place_of_carry("in_axes", in_axes), _place_of_carry("out_axes", out_axes)
+    if (places[0] is None) != (places[1] is None):
+        there, missing = ("in_axes", "out_axes")[:: 1 if places[1] is None else -1]
         raise ValueError(
             f"nnx.scan has a Carry in {there} but none in {missing}: what is carried "
             "goes in and comes out"
@@ -363,69 +279,7 @@ def scan(
             "out_axes of nnx.scan cannot be None: a result is stacked (an axis) or "
             "carried (nnx.Carry)"
         )
-    name = getattr(f, "__name__", type(f).__name__)
-
-    def scanned(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = bound(f, args, kwargs)
-        prefixes = prefixes_of("nnx.scan", "in_axes", in_axes, args)
-        prefixes.update(dict.fromkeys(kwargs, 0))
-        entry = Entry("nnx.scan", args, kwargs, prefixes, "in_axes")
-        steps = entry.size(length)
-        if steps is None:
-            raise ValueError("nnx.scan needs a length, since no argument is sliced")
-        streams = Streams(split_rngs, entry, f, steps)
-        loop = Loop("nnx.scan", args[place_in] if place_in is not None else None)
-        exits: list[Exit] = []
-
-        def body(carry: Any, slices: Any) -> Any:
-            xs, keys = slices
-            with Visit(f"nnx.scan of '{name}'") as visit:
-                inner_args, inner_kwargs = entry.show(visit, entry.with_slices(xs))
-                inner_args = list(inner_args)
-                value = loop.enter(visit, carry)
-                if place_in is not None:
-                    inner_args[place_in] = value
-                streams.show(visit, keys)
-                entry.shrink(visit, transform_metadata)
-                result = f(*inner_args, **inner_kwargs)
-                streams.hide(visit)
-                value, outputs, prefix = _parted(result, out_axes, place_out)
-                entry.check_broadcast(visit.frame.written)
-                after = loop.leave(visit, carry, value, entry.sliced)
-                for variable in loop.variables:
-                    visit.frame.written.pop(variable, None)
-                exits.append(
-                    Exit(entry, visit, outputs, prefix, "out_axes", transform_metadata)
-                )
-                loop.check_structure(entry.not_sliced(exits[-1]))
-            return after, exits[-1].arrays
-
-        def attempt(carry: Any) -> Any:
-            return jax.lax.scan(
-                body,
-                carry,
-                (entry.slices(), streams.keys),
-                length=steps,
-                reverse=reverse,
-                unroll=unroll,
-                _split_transpose=_split_transpose,
-            )
-
-        value, stacked = loop.run(attempt)
-        outputs = exits[-1].moved(stacked)
-        if place_out is None:
-            return outputs
-        if out_axes is Carry:
-            return value
-        return (*outputs[:place_out], value, *outputs[place_out:])
-
-    functools.update_wrapper(scanned, f, updated=())
-    compiled = compiled_at_top("nnx.scan", of=f)(scanned)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return compiled(*constants(args, in_axes), **kwargs)
-
-    return functools.update_wrapper(call, f, updated=())
+    return places
 
 
 def _place_of_carry(kind: str, prefix: Any) -> int | None:

@@ -1,15 +1,14 @@
 """`vmap`, `pmap` and `shard_map`: one function on many slices of its arguments.
 
-Every array that goes in has a *label*, its axis (or, for shard_map, its spec), given by
-the prefixes of the arguments; every array that comes out has one too: that of the
-Variable or of the argument it belongs to, or that which `out_axes` gives. What the
+What comes from an argument is mapped as its label says (see `labels`). What the
 function merely sees is the same for all slices, and must stay so.
 """
 
+import contextlib
+import dataclasses
 import functools
 import re
-import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,451 +16,163 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
-from ..core.arrays import is_dynamic
-from ..core.errors import name_of
 from ..core.filters import to_predicate
-from ..core.graph import ArrayRecord, VariableRecord
-from ..core.metadata import Metadata
 from ..core.module import iter_nodes
-from ..core.paths import Path, format_path
+from ..core.rng_backups import undone_on_error
 from ..core.rngs import RngStream
-from ..core.variable import MISSING, Variable
-from .axes import Names, with_axis, without_axis
-from .boundary import RESULT, Packing, Visit, apply, numbers_as_arrays
-from .captures import View, positional_parameters
+from ..core.statics import Static
+from ..core.variable import MISSING
+from .axes import NO_NAMES, PARTITION_NAME, Names, named, partitioned, renamable
+from .boundary import Visit
+from .captures import View
 from .compilation import Constant, compiled_at_top
-from .plans import Opened, Plan
-from .prefixes import Carry, StateLabels, label_of, object_labels
-
-
-class Entry:
-    """The arguments of a call, each array with a label.
-
-    Args:
-      transform: what error messages call the transform.
-      args: the positional arguments.
-      kwargs: the keyword arguments.
-      prefixes: by position or name, the prefix of each argument.
-      kind: what error messages call the prefixes.
-      default: the label of what belongs to no argument.
-
-    Attributes:
-      values: the arrays, in order.
-      labels: their labels.
-      by_variable: the labels of the Variables of the arguments.
-    """
-
-    def __init__(
-        self,
-        transform: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        prefixes: Mapping[int | str, Any],
-        kind: str,
-        default: Any = None,
-    ):
-        self.transform = transform
-        self.kind = kind
-        self.default = default
-        self.prefixes = prefixes
-        self.arguments: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
-        self._opened = Opened(tuple(args), dict(kwargs))
-        self._plan = Plan(self._opened)
-        values = self._plan.gather(self._opened)
-        assert values is not None
-        self.values = values
-        self.inputs = self._plan.inputs(self._opened)
-        labels = object_labels(
-            [(_root(n), x, prefixes[n]) for n, x in self.arguments.items()], kind
-        )
-        self.labels: list[Any] = []
-        self.by_variable: dict[Variable[Any], Any] = {}
-        for source in self.inputs:
-            label = default
-            if isinstance(source.leaf, Variable):
-                label = labels.get(id(source.leaf), default)
-                if id(source.leaf) in labels:
-                    self.by_variable[source.leaf] = label
-            elif source.argument is not None:
-                prefix = prefixes[source.argument]
-                label = label_of(prefix, source.path, source.leaf, kind)
-            self.labels.append(label)
-
-    @functools.cached_property
-    def _nodes(self) -> dict[int, tuple[Any, Path]]:
-        """By id of each node below the arguments: the prefix, and the path below it."""
-        return {
-            id(node): (self.prefixes[number], path)
-            for number, argument in self.arguments.items()
-            for path, node in iter_nodes(argument)
-        }
-
-    def show(self, visit: Visit, values: Sequence[Any]) -> tuple[Any, Any]:
-        """Shows the values inside; returns args and kwargs."""
-        dynamic = self._plan.show(visit, self._opened, values)
-        return self._opened.arguments(dynamic)
-
-    def shrink(self, visit: Visit, names: Names) -> None:
-        """Takes the mapped axes out of the metadata that is seen inside."""
-        self.shrunk: dict[Variable[Any], Metadata] = {}
-        for variable, axis in self.by_variable.items():
-            if type(axis) is int and is_dynamic(variable.raw_value):
-                rank = jnp.ndim(variable.raw_value) + 1
-                before = variable._metadata
-                after = without_axis(before, axis, rank, names)
-                if after is not before:
-                    variable._change_metadata(after)
-                    self.shrunk[variable] = after
-
-    def grown(self, changes: Any, names: Names) -> list[tuple[Any, Metadata]]:
-        """Changes of metadata as they are outside, where there is one axis more."""
-        grown = []
-        for variable, metadata in changes:
-            axis = self.by_variable.get(variable)
-            if metadata is self.shrunk.get(variable):
-                continue
-            if type(axis) is int:
-                rank = jnp.ndim(variable.raw_value) + 1
-                metadata = with_axis(metadata, axis, rank, names)
-            grown.append((variable, metadata))
-        return grown
-
-    @functools.cached_property
-    def sliced(self) -> dict[Variable[Any], int]:
-        """The Variables of the arguments that have an axis, with it."""
-        return {v: x for v, x in self.by_variable.items() if type(x) is int}
-
-    def slices(self) -> list[Any]:
-        """The arrays that have an axis, with that axis first."""
-        return [
-            jnp.moveaxis(value, axis, 0)
-            for value, axis in zip(self.values, self.labels, strict=True)
-            if type(axis) is int
-        ]
-
-    def with_slices(self, slices: Sequence[Any]) -> list[Any]:
-        """All values, with slices for those that have an axis."""
-        rest = iter(slices)
-        return [
-            next(rest) if type(axis) is int else value
-            for value, axis in zip(self.values, self.labels, strict=True)
-        ]
-
-    def check_broadcast(self, written: Iterable[Variable[Any]]) -> None:
-        """Raises ValueError if a Variable of a broadcast argument was written."""
-        for variable in written:
-            if self.by_variable.get(variable, MISSING) is None:
-                raise ValueError(
-                    f"{name_of(variable)} is written in {self.transform}, but "
-                    f"{self.kind} says None for it: it is the same in all steps, and "
-                    "the write would be lost. Let it be carried, with "
-                    "nnx.StateAxes({..., nnx.Carry}) for its argument, or slice it"
-                )
-
-    def not_sliced(self, exit: "Exit") -> list[Any]:
-        """What changed its structure though it has no axis, or got a part without."""
-        parting = exit.parting
-        bad = [v for v, _ in parting.record.metadata if v not in self.sliced]
-        for number, node in enumerate(parting.changed):
-            prefix, _ = self._nodes.get(id(node), (None, ()))
-            if prefix is None or prefix is Carry or number in exit.without_axis:
-                bad.append(node)
-        return bad
-
-    def where(self, number: int) -> str:
-        """Names the place of the n-th value."""
-        source = self.inputs[number]
-        if source.argument is None:
-            return name_of(source.leaf)
-        return format_path(source.path, root=_root(source.argument))
-
-    def label_of_node(self, node: Any, path: Path, leaf: Any) -> Any:
-        """The label of a new leaf of a node: that of its place in the arguments."""
-        prefix, start = self._nodes.get(id(node), (self.default, ()))
-        return label_of(prefix, (*start, *path), leaf, self.kind)
-
-    def size(self, given: int | None = None) -> int | None:
-        """The size of the mapped axes; checks that they exist and agree."""
-        first = None
-        for number, (value, axis) in enumerate(
-            zip(self.values, self.labels, strict=True)
-        ):
-            if type(axis) is not int:
-                continue
-            shape = jnp.shape(value)
-            if not -len(shape) <= axis < len(shape):
-                raise ValueError(
-                    f"{self.transform} maps {self.where(number)} over axis {axis}, but "
-                    f"its shape is {shape}: give another axis in {self.kind}, or None"
-                )
-            if given is None:
-                given, first = shape[axis], number
-            elif shape[axis] != given:
-                other = "axis_size or length" if first is None else self.where(first)
-                raise ValueError(
-                    f"{self.transform} got different sizes: {given} for {other}, and "
-                    f"{shape[axis]} for axis {axis} of {self.where(number)}, whose "
-                    f"shape is {shape}"
-                )
-        return given
-
-
-def _root(argument: int | str) -> str:
-    return f"args[{argument}]" if isinstance(argument, int) else argument
-
-
-class Exit:
-    """What comes out of a mapped function: arrays, in groups of one label each.
-
-    Args:
-      entry: the arguments.
-      visit: the function's stay, still under way.
-      result: what it returned.
-      out_prefix: the labels of the result.
-      kind: what error messages call `out_prefix`.
-      names: see `with_axis`.
-    """
-
-    def __init__(
-        self,
-        entry: Entry,
-        visit: Visit,
-        result: Any,
-        out_prefix: Any,
-        kind: str,
-        names: Names,
-    ):
-        self.parting = parting = visit.part(numbers_as_arrays(result))
-        labels = [entry.by_variable.get(v, entry.default) for v in parting.variables]
-        self.without_axis: set[int] = set()  # changed nodes with such new parts
-        for (root, *path), leaf in zip(parting.paths, parting.found, strict=True):
-            if root == RESULT:
-                labels.append(label_of(out_prefix, tuple(path), leaf, kind))
-            else:
-                node = parting.changed[root]
-                labels.append(entry.label_of_node(node, tuple(path), leaf))
-                if type(labels[-1]) is not int:
-                    self.without_axis.add(root)
-        items = [*parting.values, *parting.leaves]
-        packing = Packing([parting.values, parting.leaves])
-        self.arrays = [jnp.asarray(x) for x in packing.arrays]
-        self.owners = [n for n, x in enumerate(items) for _ in Packing([x]).arrays]
-        self.labels = [labels[n] for n in self.owners]
-        record = parting.record
-        record.packing = packing
-        record.metadata = entry.grown(record.metadata, names)
-        ranks = [jnp.ndim(x) if is_dynamic(x) else 0 for x in parting.leaves]
-        axes = iter(zip(labels[len(parting.values) :], ranks, strict=True))
-        assert record.walk is not None
-        record.walk = tuple(_grown(x, axes, names) for x in record.walk)
-
-    def groups(self, labels: Sequence[Any]) -> tuple[list[Any], ...]:
-        """The arrays of each label."""
-        pairs = list(zip(self.arrays, self.labels, strict=True))
-        return tuple([x for x, own in pairs if own == label] for label in labels)
-
-    def where(self, label: Any, index: str | None) -> str:
-        """Names the n-th array of a label, or all of them."""
-        owners = zip(self.owners, self.labels, strict=True)
-        numbers = [n for n, own in owners if own == label]
-        if index is not None:
-            numbers = [numbers[int(index)]]
-        return " or ".join(map(self._name, numbers))
-
-    def _name(self, number: int) -> str:
-        parting = self.parting
-        if number < len(parting.variables):
-            return name_of(parting.variables[number])
-        root, *path = parting.paths[number - len(parting.variables)]
-        owner = "the result" if root == RESULT else name_of(parting.changed[root])
-        return format_path(tuple(path), root=owner)
-
-    def applied(self, groups: Sequence[Sequence[Any]], labels: Sequence[Any]) -> Any:
-        """Does outside what the function did, given the arrays of all slices."""
-        rest = {label: iter(xs) for label, xs in zip(labels, groups, strict=True)}
-        return self._applied([next(rest[label]) for label in self.labels])
-
-    def moved(self, stacked: Sequence[Any]) -> Any:
-        """Likewise, given each array with its axis first."""
-        pairs = zip(stacked, self.labels, strict=True)
-        return self._applied([jnp.moveaxis(x, 0, axis) for x, axis in pairs])
-
-    def _applied(self, arrays: list[Any]) -> Any:
-        return apply((self.parting.record, [], arrays))
-
-
-def _grown(record: Any, axes: Iterator[tuple[Any, int]], names: Names) -> Any:
-    """A record of the walk, after stacking; `axes` has one entry for each leaf."""
-    if not isinstance(record, (VariableRecord, ArrayRecord)):
-        return record
-    axis, rank = next(axes)
-    if isinstance(record, ArrayRecord) or type(axis) is not int:
-        return record
-    return record._replace(metadata=with_axis(record.metadata, axis, rank + 1, names))
-
-
-def bound(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Moves keyword arguments to their positions, as far as there are some."""
-    args = tuple(x.value if type(x) is Constant else x for x in args)
-    parameters = list(positional_parameters(function))[len(args) :]
-    for name in parameters:
-        if name not in kwargs:
-            break
-        args = (*args, kwargs[name])
-        kwargs = {k: v for k, v in kwargs.items() if k != name}
-    return args, kwargs
-
-
-def prefixes_of(
-    transform: str, kind: str, prefix: Any, args: Sequence[Any]
-) -> dict[int | str, Any]:
-    """By position, the prefix of each argument.
-
-    Raises:
-      ValueError: if there are more or fewer than arguments.
-    """
-    if not isinstance(prefix, (tuple, list)) or isinstance(prefix, PartitionSpec):
-        prefix = [prefix] * len(args)
-    elif len(prefix) != len(args):
-        raise ValueError(
-            f"{kind} of {transform} has {len(prefix)} entries, but the call has "
-            f"{len(args)} positional arguments: give one for each, or a single one "
-            "for all"
-        )
-    return dict(enumerate(prefix))
-
-
-def labels_in(prefix: Any) -> list[Any]:
-    """All labels that a prefix may give."""
-    if isinstance(prefix, StateLabels):
-        return [label for _, label in prefix.rules]
-    if isinstance(prefix, Mapping):
-        prefix = list(prefix.values())
-    if isinstance(prefix, (tuple, list)) and not isinstance(prefix, PartitionSpec):
-        return [label for part in prefix for label in labels_in(part)]
-    return [prefix]
+from .labels import Entry, Exit, bound, constants, given
+from .prefixes import Carry, label_of_keyword, labels_in, prefixes_of
 
 
 class Streams:
-    """The random streams that are split for the slices of a call."""
+    """The random streams that are split for the slices of a call.
 
-    def __init__(self, only: Any, entry: Entry, function: Any, size: int | None):
-        self.variables: list[Variable[Any]] = []
-        self.keys: list[Any] = []
+    Args:
+      only: which, see `vmap`.
+      entry: the arguments.
+      function: the function that is called, whose own streams count too.
+    """
+
+    def __init__(self, only: Any, entry: Entry, function: Any):
+        self.streams: list[RngStream] = []
         if only is False or only is None:
             return
         matches = to_predicate(... if only is True else only)
         seen, _ = View(function).look()
-        for path, node in iter_nodes([*entry.arguments.values(), *seen]):
+        for path, node in iter_nodes([*entry.arguments.values(), *seen, function]):
             if not isinstance(node, RngStream) or not matches(path, node.key):
                 continue
             if entry.by_variable.get(node.key) is None:
-                if size is None:
-                    raise ValueError(f"{entry.transform}: split_rngs needs axis_size")
-                self.keys.append(jax.random.split(node(), size))
-                self.variables += [node.key, node.count]
+                self.streams.append(node)
+
+    @contextlib.contextmanager
+    def split(self, size: int | None) -> Iterator[list[Any]]:
+        """The keys of all slices; if the block raises, no key has been drawn."""
+        with undone_on_error(self.streams):
+            yield [jax.random.split(stream(), size or 1) for stream in self.streams]
 
     def show(self, visit: Visit, keys: Sequence[Any]) -> None:
         """Shows each stream the key of one slice, with nothing drawn from it yet."""
-        counts = [jnp.zeros(key.shape, jnp.uint32) for key in keys]
-        pairs = zip(keys, counts, strict=True)
-        visit.show(self.variables, [x for pair in pairs for x in pair])
+        for stream, key in zip(self.streams, keys, strict=True):
+            values = key, jnp.zeros(key.shape, jnp.uint32)
+            visit.show((stream.key, stream.count), values)
 
     def hide(self, visit: Visit) -> None:
         """Forgets what was drawn inside: outside, each stream gave one key."""
-        for variable in self.variables:
-            visit.frame.written.pop(variable, None)
+        for stream in self.streams:
+            visit.frame.written.pop(stream.key, None)
+            visit.frame.written.pop(stream.count, None)
 
 
-def _mapped(
-    transform: str,
-    f: Callable[..., Any],
-    prefixes: tuple[Any, Any],
-    kinds: tuple[str, str],
-    run: Callable[..., Any],
-    *,
-    default: Any = None,
-    of_keyword: Any = 0,
-    size: int | None = None,
-    names: Names = types.MappingProxyType({}),
-    split_rngs: Any = False,
-) -> Callable[..., Any]:
-    """A function that calls `f` on slices.
+@dataclasses.dataclass(frozen=True)
+class _Mapping:
+    """A transform that calls a function on slices of its arguments.
 
-    Args:
+    Attributes:
       transform: what error messages call it.
-      f: the function.
       prefixes: the labels of the arguments and of the result.
       kinds: what error messages call the two.
-      run: given the pure function of (values, keys), the labels of the values, and
-        the entry, runs it through JAX.
       default: the label of what belongs to no argument.
-      of_keyword: the label of arguments that have no position.
       size: of the mapped axes, if it is given.
       names: see `with_axis`.
       split_rngs: see `vmap`.
     """
-    name = getattr(f, "__name__", type(f).__name__)
 
-    def mapped(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = bound(f, args, kwargs)
-        by_argument = prefixes_of(transform, kinds[0], prefixes[0], args)
-        by_argument.update(dict.fromkeys(kwargs, of_keyword))
-        entry = Entry(transform, args, kwargs, by_argument, kinds[0], default)
-        streams = Streams(split_rngs, entry, f, entry.size(size))
-        labels = [*entry.labels, *labels_in(prefixes[1]), default]
+    transform: str
+    prefixes: tuple[Any, Any]
+    kinds: tuple[str, str] = ("in_axes", "out_axes")
+    default: Any = None
+    size: int | None = None
+    names: Names = dataclasses.field(default_factory=dict)
+    split_rngs: Any = False
+
+    def enter(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Entry:
+        """Labels the arguments."""
+        prefix, kind = self.prefixes[0], self.kinds[0]
+        labels = prefixes_of(self.transform, kind, prefix, args)
+        labels.update(dict.fromkeys(kwargs, label_of_keyword(prefix, self.default)))
+        return Entry(self.transform, args, kwargs, labels, kind, self.default)
+
+    def call(
+        self,
+        f: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        run: Callable[..., Any],
+    ) -> Any:
+        """Calls `f` on slices.
+
+        Args:
+          f: the function.
+          args: its positional arguments.
+          kwargs: its keyword arguments.
+          run: given the pure function of (values, keys), the entry, the labels that
+            may come out, and the keys, runs it through JAX.
+        """
+        name = getattr(f, "__name__", type(f).__name__)
+        entry = self.enter(given(args), kwargs)
+        size = entry.size(self.size)
+        if size is None and self.default is None:
+            raise ValueError(
+                f"{self.transform} of '{name}' maps none of its arguments: give one an "
+                "axis in in_axes, or say axis_size=..."
+            )
+        labels = [*entry.labels, *labels_in(self.prefixes[1]), self.default]
         labels = list(dict.fromkeys(labels))
         exits: list[Exit] = []
+        streams = Streams(self.split_rngs, entry, f)
 
         def pure(values: Sequence[Any], keys: Sequence[Any]) -> Any:
-            with Visit(f"{transform} of '{name}'") as visit:
+            visit = Visit(f"{self.transform} of '{name}'", plain=entry.plain)
+            with visit:
                 inner_args, inner_kwargs = entry.show(visit, values)
                 streams.show(visit, keys)
-                entry.shrink(visit, names)
+                entry.shrink(visit, self.names)
                 result = f(*inner_args, **inner_kwargs)
                 streams.hide(visit)
-                exits.append(Exit(entry, visit, result, prefixes[1], kinds[1], names))
+                out = self.prefixes[1], self.kinds[1], self.names
+                exits.append(Exit(entry, visit, result, *out))
             return exits[-1].groups(labels)
 
-        try:
-            groups = run(pure, entry, labels, streams.keys)
-        except ValueError as error:
-            found = re.search(r"out_(?:axes|specs)\[(\d+)\](?:\[(\d+)\])?", str(error))
-            if found is None or not exits:
-                raise
-            label = labels[int(found[1])]
-            raise ValueError(
-                f"{exits[-1].where(label, found[2])} differs from slice to slice in "
-                f"{transform} of '{name}', but its label is {label}, which holds one "
-                f"value for all: it is broadcast, captured, or {kinds[1]} says so. "
-                "Give it an axis, or make it the same for all, for example with a "
-                "mean over the axis name"
-            ) from None
-        return exits[-1].applied(groups, labels)
+        with streams.split(size) as keys:
+            try:
+                groups = run(pure, entry, labels, keys)
+            except ValueError as error:
+                found = _LABEL_IN_ERROR.search(str(error))
+                if found is None or not exits:
+                    raise
+                what = exits[-1].where(labels[int(found[1])], found[2])
+                raise self._differs(what, labels[int(found[1])], name) from None
+            return exits[-1].applied(groups, labels)
 
-    return functools.update_wrapper(mapped, f, updated=())
-
-
-def constants(args: Sequence[Any], prefix: Any) -> list[Any]:
-    """Makes flags and sizes that are not mapped static, as they are in `jax.vmap`."""
-    prefixes = prefix if isinstance(prefix, (tuple, list)) else [prefix] * len(args)
-    prefixes = [*prefixes, *[0] * (len(args) - len(prefixes))]
-    return [
-        Constant(x) if axis is None and type(x) in (bool, int) else x
-        for x, axis in zip(args, prefixes, strict=False)
-    ]
+    def _differs(self, what: str, label: Any, name: str) -> ValueError:
+        return ValueError(
+            f"{what} differs from slice to slice in {self.transform} of '{name}', but "
+            f"its label is {label}, which holds one value for all: it is broadcast, "
+            f"captured, or {self.kinds[1]} says so. Give it an axis, or make it the "
+            "same for all, for example with a mean over the axis name"
+        )
 
 
-def _check_axes(transform: str, kind: str, prefix: Any) -> None:
-    for label in labels_in(prefix):
-        if label is not None and type(label) is not int:
-            hint = " Carry is for nnx.scan." if label is Carry else ""
-            raise TypeError(
-                f"{kind} of {transform} must be an int, None, a StateAxes, or a "
-                f"container of these, not {label!r}.{hint}"
-            )
+# How JAX names a result that does not fit its label: the label, and perhaps the array.
+_LABEL_IN_ERROR = re.compile(r"out_(?:axes|specs)\[(\d+)\](?:\[(\d+)\])?")
+
+
+def _check_axes(transform: str, in_axes: Any, out_axes: Any) -> None:
+    for kind, prefix in (("in_axes", in_axes), ("out_axes", out_axes)):
+        for label in labels_in(prefix):
+            if label is not None and type(label) is not int:
+                hint = " Carry is for nnx.scan." if label is Carry else ""
+                raise TypeError(
+                    f"{kind} of {transform} must be an int, None, a StateAxes, or a "
+                    f"container of these, not {label!r}.{hint}"
+                )
 
 
 def vmap(
@@ -472,7 +183,7 @@ def vmap(
     axis_name: Any = None,
     axis_size: int | None = None,
     spmd_axis_name: Any = None,
-    transform_metadata: Names = types.MappingProxyType({}),
+    transform_metadata: Names = NO_NAMES,
     split_rngs: Any = False,
 ) -> Any:
     """A function that does at once what `f` does for each slice of its arguments.
@@ -510,38 +221,39 @@ def vmap(
       >>> apply(models, jnp.ones(2)).shape
       (5, 3)
     """
-    given = {k: v for k, v in locals().items() if k != "f"}
+    options = {k: v for k, v in locals().items() if k != "f"}
     if f is MISSING:
-        return lambda f: vmap(f, **given)
-    _check_axes("nnx.vmap", "in_axes", in_axes)
-    _check_axes("nnx.vmap", "out_axes", out_axes)
-
-    def run(pure: Any, entry: Entry, labels: Sequence[Any], keys: Any) -> Any:
-        return jax.vmap(
-            pure,
-            in_axes=(entry.labels, 0),
-            out_axes=tuple(labels),
-            axis_name=axis_name,
-            axis_size=axis_size,
-            spmd_axis_name=spmd_axis_name,
-        )(entry.values, keys)
-
-    mapped = _mapped(
-        "nnx.vmap",
-        f,
-        (in_axes, out_axes),
-        ("in_axes", "out_axes"),
-        run,
-        size=axis_size,
-        names=transform_metadata,
-        split_rngs=split_rngs,
-    )
-    compiled = compiled_at_top("nnx.vmap", of=f)(mapped)
+        return lambda f: vmap(f, **options)
+    _check_axes("nnx.vmap", in_axes, out_axes)
+    f, options["transform_metadata"] = named(f, transform_metadata)
+    static = Static(options)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return compiled(*constants(args, in_axes), **kwargs)
+        args, kwargs = bound(f, args, kwargs)
+        return _vmapped(static, f, constants(args, in_axes), kwargs)
 
-    return functools.update_wrapper(call, f, updated=())
+    return renamable(functools.update_wrapper(call, f, updated=()), vmap, f, options)
+
+
+@compiled_at_top("nnx.vmap")
+def _vmapped(static: Static, f: Any, args: Any, kwargs: Any) -> Any:
+    options = dict(static.value)
+    axes = options.pop("in_axes"), options.pop("out_axes")
+    names, split_rngs = options.pop("transform_metadata"), options.pop("split_rngs")
+
+    def run(pure: Any, entry: Entry, labels: Sequence[Any], keys: Any) -> Any:
+        in_axes, out_axes = (entry.labels, 0), tuple(labels)
+        mapped = jax.vmap(pure, in_axes=in_axes, out_axes=out_axes, **options)
+        return mapped(entry.values, keys)
+
+    mapping = _Mapping(
+        "nnx.vmap",
+        axes,
+        size=options["axis_size"],
+        names=names,
+        split_rngs=split_rngs,
+    )
+    return mapping.call(f, args, kwargs, run)
 
 
 def pmap(
@@ -555,7 +267,7 @@ def pmap(
     backend: str | None = None,
     axis_size: int | None = None,
     donate_argnums: int | Sequence[int] = (),
-    transform_metadata: Names = types.MappingProxyType({}),
+    transform_metadata: Names = NO_NAMES,
 ) -> Any:
     """`vmap` with each slice on a device of its own; see `vmap` and `jax.pmap`.
 
@@ -578,12 +290,13 @@ def pmap(
       >>> apply(model, jnp.ones((1, 2))).shape
       (1, 3)
     """
-    given = {k: v for k, v in locals().items() if k != "f"}
+    options = {k: v for k, v in locals().items() if k != "f"}
     if f is MISSING:
-        return lambda f: pmap(f, **given)
-    _check_axes("nnx.pmap", "in_axes", in_axes)
-    _check_axes("nnx.pmap", "out_axes", out_axes)
+        return lambda f: pmap(f, **options)
+    _check_axes("nnx.pmap", in_axes, out_axes)
+    f, names = named(f, transform_metadata)
     static, donated = map(_numbers, (static_broadcasted_argnums, donate_argnums))
+    mapping = _Mapping("nnx.pmap", (in_axes, out_axes), size=axis_size, names=names)
 
     def run(pure: Any, entry: Entry, labels: Sequence[Any], keys: Any) -> Any:
         gives = [n for n, x in enumerate(entry.inputs, 1) if x.argument in donated]
@@ -602,21 +315,12 @@ def pmap(
             for number, (label, group) in enumerate(zip(labels, groups, strict=True))
         )
 
-    mapped = _mapped(
-        "nnx.pmap",
-        f,
-        (in_axes, out_axes),
-        ("in_axes", "out_axes"),
-        run,
-        size=axis_size,
-        names=transform_metadata,
-    )
-
     def call(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = bound(f, args, kwargs)
         args = tuple(Constant(x) if n in static else x for n, x in enumerate(args))
-        return mapped(*args, **kwargs)
+        return mapping.call(f, constants(args, in_axes), kwargs, run)
 
-    return functools.update_wrapper(call, f, updated=())
+    return renamable(functools.update_wrapper(call, f, updated=()), pmap, f, options)
 
 
 def _single(arrays: Sequence[Any], group: int) -> list[Any]:
@@ -665,30 +369,32 @@ def shard_map(
       >>> apply(model, jnp.ones((4, 2))).shape
       (4, 3)
     """
-    given = {k: v for k, v in locals().items() if k != "f"}
+    options = {k: v for k, v in locals().items() if k != "f"}
     if f is MISSING:
-        return lambda f: shard_map(f, **given)
+        return lambda f: shard_map(f, **options)
+    static = Static(options)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return _shard_mapped(static, f, *bound(f, args, kwargs))
+
+    return functools.update_wrapper(call, f, updated=())
+
+
+@compiled_at_top("nnx.shard_map")
+def _shard_mapped(static: Static, f: Any, args: Any, kwargs: Any) -> Any:
+    options = dict(static.value)
+    specs = options.pop("in_specs"), options.pop("out_specs")
 
     def run(pure: Any, entry: Entry, labels: Sequence[Any], keys: Any) -> Any:
-        return jax.shard_map(
-            pure,
-            mesh=mesh,
-            in_specs=(entry.labels, _EVERYWHERE),
-            out_specs=tuple(labels),
-            axis_names=axis_names,
-            check_vma=check_vma,
-        )(_laid_out(mesh, entry), keys)
+        in_specs = entry.labels, _EVERYWHERE
+        mapped = jax.shard_map(
+            pure, in_specs=in_specs, out_specs=tuple(labels), **options
+        )
+        return mapped(_laid_out(options["mesh"], entry), keys)
 
-    mapped = _mapped(
-        "nnx.shard_map",
-        f,
-        (in_specs, out_specs),
-        ("in_specs", "out_specs"),
-        run,
-        default=_EVERYWHERE,
-        of_keyword=_EVERYWHERE,
-    )
-    return compiled_at_top("nnx.shard_map", of=f)(mapped)
+    kinds = "in_specs", "out_specs"
+    mapping = _Mapping("nnx.shard_map", specs, kinds, default=_EVERYWHERE)
+    return mapping.call(f, args, kwargs, run)
 
 
 _EVERYWHERE = PartitionSpec()
@@ -702,3 +408,47 @@ def _laid_out(mesh: Any, entry: Entry) -> list[Any]:
         jax.sharding.reshard(value, jax.sharding.NamedSharding(mesh, spec))
         for value, spec in zip(entry.values, entry.labels, strict=True)
     ]
+
+
+def transform_metadata(
+    f: Any = MISSING, *, in_axes: Any = 0, out_axes: Any = 0, partition: str | None
+) -> Any:
+    """Gives the axis of a mapped function a name in `out_sharding`, and does only that.
+
+    Around or inside a `vmap`, `pmap` or `scan` it is their
+    `transform_metadata={nnx.PARTITION_NAME: partition}`. Around any other function, as
+    one that is given to `jax.vmap`, it takes the axis out of the metadata that the
+    function sees, and puts it into that of the Variables that it makes and returns.
+
+    Args:
+      f: the function; without it, returns a decorator.
+      in_axes: the axes of the arguments, see `vmap`.
+      out_axes: the axes of the results, see `vmap`.
+      partition: the name of the axis.
+
+    Example:
+      >>> import jax.numpy as jnp, nnxlite as nnx
+      >>> @nnx.vmap(axis_size=3)
+      ... @nnx.transform_metadata(partition='layers')
+      ... def make():
+      ...     return nnx.Param(jnp.ones(2), out_sharding=('data',))
+      >>> make().out_sharding
+      ('layers', 'data')
+    """
+    if f is MISSING:
+        options = {"in_axes": in_axes, "out_axes": out_axes, "partition": partition}
+        return lambda f: transform_metadata(f, **options)
+    _check_axes("nnx.transform_metadata", in_axes, out_axes)
+    names = {PARTITION_NAME: partition}
+    mapping = _Mapping("nnx.transform_metadata", (in_axes, out_axes), names=names)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        entry = mapping.enter(*bound(f, args, kwargs))
+        with Visit(mapping.transform, plain=entry.plain) as visit:
+            inner_args, inner_kwargs = entry.show(visit, entry.values)
+            entry.shrink(visit, names)
+            result = f(*inner_args, **inner_kwargs)
+            exit = Exit(entry, visit, result, out_axes, "out_axes", names)
+        return exit.applied_to(exit.arrays)
+
+    return partitioned(functools.update_wrapper(call, f, updated=()), f, names)

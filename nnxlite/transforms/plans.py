@@ -340,12 +340,13 @@ class Plan:
                 inputs.append(below_node(array, by_id[id(array)]))
         for holder in opened.held:
             inputs += [Input(None, (holder.key,), x) for x in holder.arrays()]
-        if self.packing is not None:
-            inputs += [Input(None, (), x) for x in self.packing.arrays]
-        else:
-            for index in self.own:
-                leaf = opened.loose[index]
-                inputs.append(Input(*places.get(id(leaf), nowhere), leaf))
+        odd: list[Any] = [ref() for ref in self.odd]
+        for variable in odd:
+            below = below_node(variable, by_id[id(variable)])
+            inputs += [below] * len(Packing([variable.raw_value]).arrays)
+        for variable in self._odd_variables(opened)[len(odd) :]:
+            place = Input(*places.get(id(variable), nowhere), variable)
+            inputs += [place] * len(Packing([variable.raw_value]).arrays)
         return inputs + [Input(*places[n], x) for n, x in enumerate(opened.dynamic)]
 
     def cells_of(self, record: Record) -> list[Cell] | None:

@@ -7,13 +7,15 @@ filter and the number of the argument it is for.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from jax.sharding import PartitionSpec
+
+from ..core.arrays import is_array
 from ..core.filters import Filter, to_predicate
-from ..core.graph import Taking
-from ..core.module import key_of
-from ..core.paths import Path, format_path
+from ..core.module import Pytree, children_of, key_of
+from ..core.paths import Path, format_path, sorted_keys
 from ..core.state import flat_pairs
 from ..core.variable import Variable
 from .leaves import flatten_with_path
@@ -124,38 +126,123 @@ class DiffState:
 def object_labels(
     arguments: Iterable[tuple[str, Any, Any]], name: str
 ) -> dict[int, Any]:
-    """The label of each Variable and array below some arguments, by id.
+    """The label of each Variable below some arguments, by id.
 
     Args:
       arguments: of each, what to call it, the argument, and its prefix.
       name: what to call the prefixes.
 
     Raises:
-      ValueError: for a Variable that gets two labels; it names both places.
+      ValueError: for a Variable, or a bare array of a node, that gets two labels; it
+        names both places.
     """
-    labels: dict[int, tuple[str, Any]] = {}
+    labels: dict[Hashable, tuple[str, Any]] = {}
     for root, argument, prefix in arguments:
         for keys, part in flatten_with_path(argument):
             start = tuple(map(key_of, keys))
-            walk = Taking()
-            walk.take(part, start)
-            for path, leaf in zip(walk.paths, walk.leaves, strict=True):
+            for path, place, leaf in _places(part, start, _depends_on_path(prefix)):
                 label = label_of(prefix, path, leaf, name)
                 where = format_path(path, root=root)
-                first, other = labels.setdefault(id(leaf), (where, label))
-                if isinstance(leaf, Variable) and label != other:
+                first, other = labels.setdefault(place, (where, label))
+                if label != other:
+                    is_variable = isinstance(leaf, Variable)
+                    kind = type(leaf).__name__ if is_variable else "array"
                     raise ValueError(
                         f"Inconsistent aliasing detected: {name} gives the "
-                        f"{type(leaf).__name__} at {first} the label {other!r}, but at "
+                        f"{kind} at {first} the label {other!r}, but at "
                         f"{where}, where it is too, {label!r}: give both the same"
                     )
-    return {key: label for key, (_, label) in labels.items()}
+    return {key: label for key, (_, label) in labels.items() if isinstance(key, int)}
+
+
+def _depends_on_path(prefix: Any) -> bool:
+    labels = labels_in(prefix)
+    return any(label != labels[0] for label in labels)
+
+
+def _places(
+    part: Any, start: Path, is_thorough: bool
+) -> Iterator[tuple[Path, Hashable, Any]]:
+    """Where the Variables and bare arrays of objects are: path, place, leaf.
+
+    The place is the id of a Variable, or that of a node and the path from there. A
+    thorough search goes a second time, but not in circles, into each node that is
+    reached a second time.
+    """
+    again: list[tuple[Path, Any, frozenset[int]]] = []
+
+    def visit(
+        value: Any, path: Path, place: Path, seen: set[int], above: frozenset[int]
+    ) -> Iterator[tuple[Path, Hashable, Any]]:
+        if isinstance(value, Variable):
+            yield path, id(value), value
+            return
+        if is_array(value):
+            if place:
+                yield path, place, value
+            return
+        if isinstance(value, Pytree):
+            if id(value) in seen:
+                if id(value) not in above:
+                    again.append((path, value, above))
+                return
+            seen.add(id(value))
+            above, place = above | {id(value)}, (id(value),)
+        children = children_of(value)
+        for key in sorted_keys(children):
+            yield from visit(children[key], (*path, key), (*place, key), seen, above)
+
+    yield from visit(part, start, (), set(), frozenset())
+    if is_thorough:
+        for path, node, above in list(again):
+            yield from visit(node, path, (), set(above), above)
+
+
+def labels_in(prefix: Any) -> list[Any]:
+    """All labels that a prefix may give."""
+    if isinstance(prefix, StateLabels):
+        return [label for _, label in prefix.rules]
+    if isinstance(prefix, Mapping):
+        prefix = list(prefix.values())
+    if isinstance(prefix, (tuple, list)) and not isinstance(prefix, PartitionSpec):
+        return [label for part in prefix for label in labels_in(part)]
+    return [prefix]
+
+
+def prefixes_of(
+    transform: str, kind: str, prefix: Any, args: Sequence[Any]
+) -> dict[int | str, Any]:
+    """By position, the prefix of each argument.
+
+    Raises:
+      ValueError: if there are more or fewer than arguments.
+    """
+    if not isinstance(prefix, (tuple, list)) or isinstance(prefix, PartitionSpec):
+        prefix = [prefix] * len(args)
+    elif len(prefix) != len(args):
+        raise ValueError(
+            f"{kind} of {transform} has {len(prefix)} entries, but the call has "
+            f"{len(args)} positional arguments: give one for each, or a single one "
+            "for all"
+        )
+    return dict(enumerate(prefix))
+
+
+def label_of_keyword(prefix: Any, default: Any = None) -> Any:
+    """The label of an argument that has a name but no position.
+
+    A prefix that is one for all is for these too; else they are mapped over their
+    first axis, as in JAX, or have the default, if there are no axes.
+    """
+    if default is not None:
+        return default
+    return 0 if isinstance(prefix, (tuple, list)) or prefix is Carry else prefix
 
 
 def label_of(prefix: Any, path: Path, leaf: Any, name: str) -> Any:
     """The label that the prefix called `name` gives the leaf at `path` below it."""
-    while isinstance(prefix, (tuple, list, Mapping)) and not hasattr(prefix, "spec"):
-        if type(prefix).__name__ == "PartitionSpec" or not path:
+    while path and isinstance(prefix, (tuple, list, Mapping)):
+        if isinstance(prefix, PartitionSpec):
             break
         try:
             prefix, path = prefix[path[0]], path[1:]

@@ -413,23 +413,16 @@ class Cell:
             own.raw_value = jnp.stack([part.raw_value for part in parts])
 
 
-# Cells that fail, and why.
-DIFFERENT = {("remat", "exception"): "remat outside of transforms is the plain call"}
-
-
 @pytest.mark.parametrize("name", EFFECTS)
 @pytest.mark.parametrize("row", ROWS)
-def test_effect(request: pytest.FixtureRequest, row: str, name: str) -> None:
-    if (row, name) in DIFFERENT:
-        reason = DIFFERENT[row, name]
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_effect(row: str, name: str) -> None:
     cell = Cell(row, name)
     cell.check()
     cell.check()
 
 
 def test_all_transforms_have_rows() -> None:
-    aliases = {"jit_partial", "cached_partial"}
+    aliases = {"jit_partial", "cached_partial", "transform_metadata"}
     public = {
         name
         for name, value in vars(nnx).items()
