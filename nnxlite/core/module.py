@@ -290,13 +290,18 @@ def register_data_type(type_: type, /) -> type:
 
 
 def _data_in(value: Any) -> list[Any]:
-    """Like `has_data`, but looks into Lists and Dicts."""
+    """Like `has_data`, but looks into Lists and Dicts, which may contain themselves."""
     found: list[Any] = []
-    for leaf in has_data(value):
-        is_container = isinstance(leaf, Pytree) and isinstance(leaf, (list, dict))
-        items = leaf._nnx_items().values() if is_container else ()
-        found += [x for item in items for x in _data_in(item)]
-        found += [] if is_container else [leaf]
+    containers: dict[int, Any] = {}
+    waiting = has_data(value)
+    while waiting:
+        leaf = waiting.pop(0)
+        if not isinstance(leaf, Pytree) or not isinstance(leaf, (list, dict)):
+            found.append(leaf)
+        elif id(leaf) not in containers:
+            containers[id(leaf)] = leaf
+            for item in leaf._nnx_items().values():
+                waiting += has_data(item)
     return found
 
 

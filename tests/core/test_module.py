@@ -822,6 +822,18 @@ def test_dataclass_static_fields_refuse_data(value: Callable[[], Any]):
     before.check()
 
 
+def test_a_list_that_contains_itself_on_a_formerly_static_attribute():
+    module = nnx.Module()
+    module.a = nnx.static("text")
+    loop = nnx.List([nnx.Param(jnp.ones(2))])
+    loop.append(loop)
+    with pytest.raises(ValueError, match="Param"):
+        module.b = nnx.static(loop)
+    module.a = loop
+    assert module.a[1] is loop
+    assert len(jax.tree.leaves(nnx.state(module))) == 1
+
+
 @pytest.mark.parametrize(
     "value",
     [lambda: jnp.ones(1), lambda: (jnp.ones(1),), lambda: [jnp.ones(1)]],
