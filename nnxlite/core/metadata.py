@@ -173,7 +173,8 @@ def placed(value: Any, metadata: Mapping[str, Any]) -> Any:
     sharding, is_explicit = spec, False
     if not isinstance(spec, jax.sharding.Sharding):
         mesh = metadata.get("mesh") or jax.sharding.get_abstract_mesh()
-        if mesh.empty:
+        manual = jax.sharding.AxisType.Manual  # inside shard_map: one shard, placed
+        if mesh.empty or all(kind == manual for kind in mesh.axis_types):
             return value
         sharding = jax.sharding.PartitionSpec(*spec)
         if isinstance(mesh, jax.sharding.Mesh):

@@ -186,7 +186,8 @@ def _agreed(
         strong = [x.dtype for x in types if not x.weak_type]
         dtype = types[0].dtype
         if any(x.dtype != dtype for x in types):
-            dtype = jnp.result_type(*types)
+            kinds = [x.dtype.type(0).item() if x.weak_type else x.dtype for x in types]
+            dtype = jnp.result_type(*kinds)
         fits = all(x == dtype for x in strong)
         if not fits or any(x.shape != types[0].shape for x in types):
             shown = ", ".join(

@@ -118,7 +118,8 @@ class Entry:
     def show(self, visit: Visit, values: Sequence[Any]) -> tuple[Any, Any]:
         """Shows the values inside; returns args and kwargs."""
         dynamic = self._plan.show(visit, self._opened, values)
-        return self._opened.arguments(dynamic)
+        args, kwargs = self._opened.arguments(dynamic)
+        return given(args), kwargs
 
     def shrink(self, visit: Visit, names: Names) -> None:
         """Takes the mapped axes out of the metadata that is seen inside."""
@@ -326,7 +327,8 @@ class Exit:
             if not -x.ndim <= axis < x.ndim:
                 raise ValueError(
                     f"{self._name(self.owners[number])} cannot be stacked along axis "
-                    f"{axis}: with it, its shape is that of {x.ndim} axes"
+                    f"{axis}, since it has {x.ndim} with the new one: give another in "
+                    "out_axes"
                 )
             moved.append(jnp.moveaxis(x, 0, axis))
         return moved

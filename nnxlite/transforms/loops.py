@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from ..core.arrays import is_array
 from ..core.errors import name_of
 from ..core.operators import value_of
 from ..core.statics import Static
@@ -214,7 +215,6 @@ def _scanned(static: Static, f: Any, args: Any, kwargs: Any) -> Any:
     names, split_rngs = options.pop("transform_metadata"), options.pop("split_rngs")
     place_in, place_out = options.pop("places")
     name = getattr(f, "__name__", type(f).__name__)
-    args = given(args)
     prefixes = prefixes_of("nnx.scan", "in_axes", in_axes, args)
     prefixes.update(dict.fromkeys(kwargs, label_of_keyword(in_axes)))
     entry = Entry("nnx.scan", args, kwargs, prefixes, "in_axes")
@@ -311,7 +311,8 @@ def _parted(result: Any, out_axes: Any, place: int | None) -> tuple[Any, Any, An
     if out_axes is Carry:
         return result, None, 0
     if not isinstance(result, tuple) or len(result) != len(out_axes):
-        shown = f"{len(result)}" if isinstance(result, tuple) else type(result).__name__
+        shown = "an array" if is_array(result) else f"a {type(result).__name__}"
+        shown = f"one of {len(result)}" if isinstance(result, tuple) else shown
         raise ValueError(
             f"out_axes of nnx.scan has {len(out_axes)} entries, so the function must "
             f"return a tuple of as many, not {shown}"

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
 from ..core.filters import to_predicate
@@ -26,7 +25,7 @@ from .axes import NO_NAMES, PARTITION_NAME, Names, named, partitioned, renamable
 from .boundary import Visit
 from .captures import View
 from .compilation import Constant, compiled_at_top
-from .labels import Entry, Exit, bound, constants, given
+from .labels import Entry, Exit, bound, constants
 from .prefixes import Carry, label_of_keyword, labels_in, prefixes_of
 
 
@@ -116,7 +115,7 @@ class _Mapping:
             may come out, and the keys, runs it through JAX.
         """
         name = getattr(f, "__name__", type(f).__name__)
-        entry = self.enter(given(args), kwargs)
+        entry = self.enter(args, kwargs)
         size = entry.size(self.size)
         if size is None and self.default is None:
             raise ValueError(
@@ -299,6 +298,15 @@ def pmap(
     mapping = _Mapping("nnx.pmap", (in_axes, out_axes), size=axis_size, names=names)
 
     def run(pure: Any, entry: Entry, labels: Sequence[Any], keys: Any) -> Any:
+        # jax.pmap cannot tell whether a result is the same on all devices; vmap can.
+        checked = jax.vmap(
+            pure,
+            in_axes=(entry.labels, 0),
+            out_axes=tuple(labels),
+            axis_name=axis_name,
+            axis_size=entry.size(axis_size),
+        )
+        jax.eval_shape(checked, entry.values, keys)
         gives = [n for n, x in enumerate(entry.inputs, 1) if x.argument in donated]
         groups = jax.pmap(
             lambda keys, *values: pure(values, keys),
@@ -311,8 +319,8 @@ def pmap(
             donate_argnums=gives,
         )(keys, *entry.values)
         return tuple(
-            group if label is not None else _single(group, number)
-            for number, (label, group) in enumerate(zip(labels, groups, strict=True))
+            [x[0] for x in group] if label is None else group
+            for label, group in zip(labels, groups, strict=True)
         )
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -321,15 +329,6 @@ def pmap(
         return mapping.call(f, constants(args, in_axes), kwargs, run)
 
     return renamable(functools.update_wrapper(call, f, updated=()), pmap, f, options)
-
-
-def _single(arrays: Sequence[Any], group: int) -> list[Any]:
-    """The one value of each array that all devices agree on, which pmap cannot tell."""
-    for index, x in enumerate(arrays):
-        same = (x == x[:1]) | (x != x)
-        if not isinstance(same, Tracer) and not same.all():
-            raise ValueError(f"out_axes[{group}][{index}]")
-    return [x[0] for x in arrays]
 
 
 def _numbers(numbers: int | Sequence[int]) -> tuple[int, ...]:
