@@ -23,6 +23,7 @@ class Bound:
       program: the program.
       objects: all objects of the graph.
       compiled: turns a plain function into the one to call, such as `nnx.jit`.
+      nested: the same for nested functions; `compiled`, if not given.
 
     Attributes:
       objects: what the function gets: for each way an object of the graph, or a plain
@@ -30,7 +31,13 @@ class Bound:
       can_rebind: whether the function can get the objects of another graph.
     """
 
-    def __init__(self, program: Program, objects: Sequence[Any], compiled: Any):
+    def __init__(
+        self,
+        program: Program,
+        objects: Sequence[Any],
+        compiled: Any,
+        nested: Any = None,
+    ):
         self._ways = [way for _, way in program.ways]
         self._numbers = [number for number, _ in program.ways]
         self._rebinds: list[tuple[int, Callable[[Any], None]]] = []
@@ -40,7 +47,7 @@ class Bound:
         self.can_rebind = not front
         self.bind(objects)
         order = front + self._passed + captured[::-1] + self._keywords
-        function: Any = _plain(program.body, tuple(order), compiled)
+        function: Any = _plain(program.body, tuple(order), nested or compiled)
         for n in captured:
             function, rebind = _CAPTURING[self._ways[n]](function, self.objects[n])
             self._rebinds.append((n, rebind))
@@ -64,9 +71,13 @@ class Bound:
             rebind(self.objects[n])
 
     def __call__(self, kind: str, number: int) -> Any:
+        return self.call(INPUTS[kind](number))
+
+    def call(self, x: Any) -> Any:
+        """Calls the function with an array as the other argument."""
         args = [_wrapped(self.objects[n], self._ways[n]) for n in self._passed]
         named = {f"k{n}": self.objects[n] for n in self._keywords}
-        return self._function(*args, x=INPUTS[kind](number), **named)
+        return self._function(*args, x=x, **named)
 
 
 def _plain(body: Any, order: tuple[int, ...], compiled: Any) -> Callable[..., Any]:

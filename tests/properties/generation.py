@@ -93,12 +93,15 @@ WRITING = (
     case("add_to", numbers, arrays),
     case("update", numbers),
 )
-CONNECTING = (
+SHARING = (
     case("set", numbers, names, values),
     case("set", numbers, names, holders),
     case("set", numbers, names, existing),
     case("replace", numbers, values),
     case("share", numbers, numbers, variables | containers(plain)),
+)
+CONNECTING = (
+    *SHARING,
     case("mark", numbers, names, st.just("data"), st.sampled_from([0.5, 1.0])),
     case("mark", numbers, names, st.just("static"), st.sampled_from([1, "text"])),
 )
@@ -122,6 +125,12 @@ CHANGING = (
     case("set_metadata", numbers, metadata_names, metadata_values),
     case("del_metadata", numbers, metadata_names),
 )
+KEEPING = (
+    case("write_all", numbers, contents),
+    case("write_one", numbers, numbers),
+    case("update", numbers),
+)
+steady = st.one_of(*READING, *KEEPING)  # types of values stay, as a rule
 calm = st.one_of(*READING, *WRITING)
 lively = st.one_of(*READING, *WRITING, *CHANGING)
 raising = case("halt") | case("overwrite", numbers) | case("halt_if", names)
@@ -198,3 +207,21 @@ rebound = st.builds(
     inputs=same,
 )
 programs = st.one_of(changing, changing, interrupted, rebound)
+
+
+def under(*body: Strategy) -> Strategy:
+    """Programs for other transforms than jit, with one of these bodies."""
+    return st.builds(
+        Program,
+        objects=objects,
+        edges=blocks(st.one_of(*SHARING), 8) | blocks(st.one_of(*CONNECTING), 8),
+        ways=ways(numbers),
+        body=st.one_of(*body),
+        inputs=same,
+    )
+
+
+freely = under(bodies(steady), bodies(calm), *[bodies(lively)] * 2, failing_bodies())
+mostly_steady = under(
+    *[bodies(steady)] * 4, *[bodies(calm)] * 2, bodies(lively), failing_bodies()
+)

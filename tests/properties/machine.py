@@ -196,7 +196,8 @@ class Machine:
         if found:
             owner, key, old = picked(found, number)
             if isinstance(old, np.ndarray):  # `+=` would write into it
-                old = np.asarray(old + value)  # else of no dimensions, it is no array
+                old = old + value
+                old = np.asarray(old) if isinstance(old, np.generic) else old
             else:
                 old += value
             _set(owner, key, old)
@@ -335,17 +336,21 @@ class Machine:
         self.results.append(self.total)
 
     def nest(self, instructions: Any) -> None:
-        """Runs instructions in a nested transform."""
+        """Runs instructions in a nested transform, which may return a number only."""
 
-        def inner(objects: Any, total: Any) -> Any:
-            machine = Machine(objects, total)
+        def inner(objects: Any, x: Any) -> Any:
+            machine = Machine(objects, x)
             machine.run(instructions)
             return machine.total, machine.made, machine.results
 
         function = inner if self.compiled is None else self.compiled(inner)
-        self.total, made, results = function(self.objects(), self.total)
-        self.made += made
-        self.results += results
+        result = function(self.objects(), x=self.total)
+        if isinstance(result, tuple):
+            self.total, made, results = result
+            self.made += made
+            self.results += results
+        else:
+            self.total = result
 
     def attempt(self, instructions: Any) -> None:
         """Goes on after an exception."""
