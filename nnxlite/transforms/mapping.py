@@ -298,16 +298,15 @@ def pmap(
     mapping = _Mapping("nnx.pmap", (in_axes, out_axes), size=axis_size, names=names)
 
     def run(pure: Any, entry: Entry, labels: Sequence[Any], keys: Any) -> Any:
-        size = entry.size(axis_size)
-        if size != 1:  # pmap cannot tell if a result is the same for all; vmap can
-            checked = jax.vmap(
-                pure,
-                in_axes=(entry.labels, 0),
-                out_axes=tuple(labels),
-                axis_name=axis_name,
-                axis_size=size,
-            )
-            jax.eval_shape(checked, entry.values, keys)
+        # jax.pmap cannot tell whether a result is the same on all devices; vmap can.
+        checked = jax.vmap(
+            pure,
+            in_axes=(entry.labels, 0),
+            out_axes=tuple(labels),
+            axis_name=axis_name,
+            axis_size=entry.size(axis_size),
+        )
+        jax.eval_shape(checked, entry.values, keys)
         gives = [n for n, x in enumerate(entry.inputs, 1) if x.argument in donated]
         groups = jax.pmap(
             lambda keys, *values: pure(values, keys),
