@@ -124,6 +124,7 @@ class Statement(NamedTuple):
         stacked: "steps" of a loop have the same ones, "copies" are the same each time.
       refusing: the plain half decides only what is refused; nothing happens.
       captures: the objects are captured, among which no plain objects can be.
+      chooses: by a value, so that what it does under vmap seems to depend on the slice.
     """
 
     transformed: Callable[[Function], Function]
@@ -131,6 +132,7 @@ class Statement(NamedTuple):
     lanes: str = ""
     refusing: bool = False
     captures: bool = False
+    chooses: bool = False
 
 
 def number(result: Any) -> Any:
@@ -372,11 +374,11 @@ NESTED = {
     "grad": Statement(grad),
     "grad_of_objects": Statement(grad_of_objects),
     "vjp": Statement(vjp),
-    "cond": Statement(cond),
-    "switch": Statement(switch),
+    "cond": Statement(cond, chooses=True),
+    "switch": Statement(switch, chooses=True),
     "vmap_constant": Statement(vmap_constant),
-    "one_branch": Statement(functools.partial(branch, True), one_branch),
-    "one_case": Statement(one_case, one_branch, captures=True),
+    "one_branch": Statement(functools.partial(branch, True), one_branch, chooses=True),
+    "one_case": Statement(one_case, one_branch, captures=True, chooses=True),
     "fori_loop": Statement(fori_loop, loop),
     "while_loop": Statement(while_loop, loop, captures=True),
     "scan_total": Statement(scan_total, loop),

@@ -69,7 +69,7 @@ class Run:
     """A program on two graphs, plainly and under transforms."""
 
     def __init__(self, program: Program, statement: Statement, nested: Statement):
-        self.program, self.statement = program, statement
+        self.program, self.statement, self.nested = program, statement, nested
         count = STEPS if statement.lanes == "copies" else 1
         self.plain = [Plain(program, statement, nested) for _ in range(count)]
         self.graph = built(program)
@@ -100,6 +100,8 @@ class Run:
             before.check()
         if error is None and self.statement.lanes == "copies":
             error = disagreement(agreement)
+            if self.nested.chooses and isinstance(other, ValueError):
+                return False
         self.compare_errors(error, other)
         if self.statement.refusing:
             results = [jnp.float32(0)]
@@ -158,9 +160,8 @@ most = min(settings().max_examples, 150)
 now_and_then = settings(max_examples=50, derandomize=False, database=None)
 
 
-def programs_for(statement: Statement) -> st.SearchStrategy[Program]:
-    programs = mostly_steady if statement.plain in REFUSING else freely
-    return programs.map(without_plain_objects) if statement.captures else programs
+# These do not watch plain objects yet.
+UNWATCHED = {"grad", "grad_of_objects", "vjp"}
 
 
 def without_plain_objects(program: Program) -> Program:
@@ -171,9 +172,12 @@ def without_plain_objects(program: Program) -> Program:
 def check_random_programs(name: str, profile: settings, number: int | None) -> None:
     """Runs random programs under the statement of that name; a number is a seed."""
     statement = STATEMENTS[name]
+    programs = mostly_steady if statement.plain in REFUSING else freely
 
-    @given(program=programs_for(statement), nested=st.sampled_from(sorted(NESTED)))
+    @given(program=programs, nested=st.sampled_from(sorted(NESTED)))
     def run(program: Program, nested: str) -> None:
+        if statement.captures or {name, nested} & UNWATCHED:
+            program = without_plain_objects(program)
         Run(program, statement, NESTED[nested]).check()
 
     run = profile(run)
@@ -183,6 +187,15 @@ def check_random_programs(name: str, profile: settings, number: int | None) -> N
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_statement(name: str) -> None:
     check_random_programs(name, settings(max_examples=most), None)
+
+
+@pytest.mark.parametrize("name", sorted(UNWATCHED))
+@pytest.mark.xfail(strict=True, reason="does not watch plain objects")
+def test_plain_objects(name: str) -> None:
+    variable = ("variable", "Param", ("traced", (), 1), ())
+    body = (("set_field", 0, "model", variable), ("give_total",))
+    program = Program((("module", "Node", ()),), ways=((0, "plain"),), body=body)
+    Run(program, STATEMENTS[name], NESTED["jit"]).check()
 
 
 @pytest.mark.slow

@@ -103,7 +103,8 @@ def outcome(function: Bound, kind: str, number: int) -> tuple[Any, Exception | N
 
 
 _text = ("variable", "BatchStat", ("static", "text"), ())
-_array = ("variable", "BatchStat", ("traced", (2,), 1), ())
+_value = ("traced", (2,), 1)
+_array = ("variable", "BatchStat", _value, ())
 REGRESSIONS: list[Program] = [
     Program(objects=(("module", "Node", ()),)),
     Program(  # two Variables exchange an array and a static value
@@ -111,11 +112,22 @@ REGRESSIONS: list[Program] = [
         ways=((0, "bare"),),
         body=(
             ("assign", 0, 1),
-            ("write", 1, ("traced", (2,), 1)),
+            ("write", 1, _value),
             ("survey",),
             ("give_total",),
         ),
         again=(0,),
+        inputs=("array", "array"),
+    ),
+    Program(  # a Variable that holds a pytree loses metadata between two calls
+        objects=(
+            ("module", "Node", ()),
+            ("variable", "BatchStat", ("dict", (("w", _value),)), (("note", 1),)),
+        ),
+        edges=(("set", 0, "a", ("list", (("object", 1),))),),
+        ways=((0, "bare"),),
+        body=(("survey",), ("give_total",)),
+        between=(("del_metadata", 0, "note"),),
         inputs=("array", "array"),
     ),
 ]

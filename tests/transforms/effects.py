@@ -13,7 +13,9 @@ import jax.numpy as jnp
 
 import nnxlite as nnx
 
-Effect = Callable[["Net", "Net", "Net", Any], Any]
+from ..properties.programs import Trainer
+
+Effect = Callable[..., Any]
 
 
 class Leaf(nnx.Module):
@@ -35,11 +37,12 @@ class Net(nnx.Module):
         self.mode = "train"
 
 
-def world(number: int = 1) -> list[Any]:
-    """The objects a, b and c."""
+def world(number: int, effect: str) -> list[Any]:
+    """The objects a, b and c; a plain object holds b if the effect says so."""
     common = Leaf(jnp.full(2, number, jnp.float32))
     a, b = Net(number, common), Net(number + 1, common)
-    return [a, b, Net(number + 2, Leaf(jnp.ones(2)))]
+    parts = [a, b, Net(number + 2, Leaf(jnp.ones(2)))]
+    return [a, Trainer(b), parts[2]] if effect == "plain_object" else parts
 
 
 class Halt(Exception):
@@ -186,6 +189,13 @@ def captured_structure(a: Net, b: Net, c: Net, x: Any) -> Any:
 def captured_count(a: Net, b: Net, c: Net, x: Any) -> Any:
     c.count += 1
     return x + c.count + jax.random.randint(c.rngs(), (2,), 0, 9)
+
+
+@effect("structure", "varying")
+def plain_object(a: Net, b: Trainer, c: Net, x: Any) -> Any:
+    b.old, b.model = b.model, Leaf(x)
+    b.old.w.value = x
+    return b.model.v + x
 
 
 @effect("object")
