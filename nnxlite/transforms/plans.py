@@ -220,6 +220,7 @@ class Plan:
         self.odd = [weakref.ref(v) for v in odd]
         self.variables: list[Any] = [weakref.ref(v) for v in plain]
         self.cells: list[Cell] = [v._cell for v in plain]
+        self.odd_cells: list[Cell] = [v._cell for v in odd]
         self.variable_ids = frozenset(map(id, variables))
         nodes = [x for x in walk.objects if isinstance(x, Pytree)]
         self.held = [
@@ -263,13 +264,15 @@ class Plan:
 
     def gather(self, opened: Opened) -> list[Any] | None:
         """All arrays that go in, in order; None if the plan no longer fits."""
-        try:
-            if everywhere and frames.current() is not None:
-                values = [ref().raw_value for ref in self.variables]
-            else:
+        if everywhere and frames.current() is not None:
+            values = self._values_here()
+            if values is None:
+                return None
+        else:
+            try:
                 values = [cell.value for cell in self.cells]
-        except AttributeError:  # a Variable has left its cell
-            return None
+            except AttributeError:  # a Variable has left its cell
+                return None
         if self.is_simple and not opened.loose and not opened.held:
             values += opened.dynamic
             return values
@@ -278,6 +281,8 @@ class Plan:
         for holder in opened.held:
             values += holder.arrays()
         if self.packing is not None:
+            if _have_moved(self.odd, self.odd_cells):
+                return None
             packing = self._pack(opened)
             if (packing.treedef, packing.statics) != (
                 self.packing.treedef,
@@ -292,6 +297,13 @@ class Plan:
             values += loose
         values += opened.dynamic
         return values
+
+    def _values_here(self) -> list[Any] | None:
+        """The values at this level; None if there are other Variables than before."""
+        if _have_moved(self.variables, self.cells):
+            return None
+        values = [ref().raw_value for ref in self.variables]
+        return values if all(map(is_dynamic, values)) else None
 
     def known(self, opened: Opened) -> list[Any]:
         """The objects that cross, in the order of their numbers."""
@@ -431,6 +443,11 @@ class Plans:
         self._plans.clear()
         self._watchers.clear()
         self._programs.clear()
+
+
+def _have_moved(variables: list[Any], cells: list[Cell]) -> bool:
+    """Whether a Variable has other metadata, or another kind of value, than before."""
+    return any(ref()._cell is not c for ref, c in zip(variables, cells, strict=True))
 
 
 def _is_aliased(loose: list[Any], plan: Plan) -> bool:

@@ -2830,3 +2830,36 @@ def test_jit_inside_a_context_manager_and_generator():
     results = step(model)
     np.testing.assert_array_equal(results[0], [0.0, 2.0])
     assert int(model.count[...]) == 1
+
+
+@pytest.mark.parametrize("value", [jnp.ones(2), {"w": jnp.ones(2)}, "text"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_metadata_that_changes_between_two_calls_is_seen(
+    value: Any, nested: bool
+) -> None:
+    count = nnx.jit(lambda m: jnp.array(len(m.v.get_metadata())))
+
+    def twice(m: Any) -> Any:
+        before = count(m)
+        m.v.del_metadata("note")
+        return before, count(m)
+
+    module = nnx.Module()
+    module.v = nnx.Param(value, note=1)
+    before, after = (nnx.jit(twice) if nested else twice)(module)
+    assert (before, after) == (1, 0)
+
+
+def test_a_value_of_another_kind_between_two_nested_calls_is_seen() -> None:
+    kind = nnx.jit(lambda m: jnp.array(isinstance(m.v.value, str)))
+
+    @nnx.jit
+    def twice(m: Any) -> Any:
+        before = kind(m)
+        m.v.value = "text"
+        return before, kind(m)
+
+    module = nnx.Module()
+    module.v = nnx.Param(jnp.ones(2))
+    assert tuple(map(bool, twice(module))) == (False, True)
+    assert module.v.value == "text"
