@@ -24,7 +24,7 @@ from ..core.state import State, flat_pairs
 from ..core.variable import MISSING, Variable
 from .boundary import Departure, Holder, Visit, apply
 from .captures import positional_parameters, unbound
-from .leaves import DYNAMIC, NODE, VARIABLE, flatten, kind_of
+from .leaves import DYNAMIC, NODE, VARIABLE, flatten, kind_of, plain_objects
 from .prefixes import DiffState
 
 P = ParamSpec("P")
@@ -116,6 +116,7 @@ class Primals:
 
     Attributes:
       values: for each wanted argument, the differentiated arrays.
+      plain: the plain objects among the arguments.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class Primals:
         allow_int: bool,
     ):
         self.args = args
+        self.plain = plain_objects([*args, *kwargs.values()])
         self.wanted = wanted
         self._found: list[list[_Differentiated]] = []
         self._treedefs: list[Any] = []
@@ -358,7 +360,7 @@ def value_and_grad(  # pyright: ignore[reportInconsistentOverload]
         primals = Primals(args, kwargs, diffs, allow_int)
 
         def run(values: Any) -> tuple[Any, Departure]:
-            with Visit(f"nnx.grad of '{name}'") as visit:
+            with Visit(f"nnx.grad of '{name}'", plain=primals.plain) as visit:
                 result = function(*primals.show(visit, values), **kwargs)
                 value, aux = _value_and_aux(result, name) if has_aux else (result, None)
                 return value_of(value), visit.depart(aux)
@@ -367,7 +369,7 @@ def value_and_grad(  # pyright: ignore[reportInconsistentOverload]
             run, has_aux=True, holomorphic=holomorphic, allow_int=allow_int
         )
         (value, departure), tangents = transformed(primals.values)
-        aux = apply(departure)
+        aux = apply(departure, plain=primals.plain)
         gradients = primals.gradients(tangents)
         gradient = gradients[0] if is_single else gradients
         return ((value, aux) if has_aux else value), gradient

@@ -67,12 +67,14 @@ class CustomVjp:
             return left[-1][1].arrays
 
         def run(values: Any) -> list[Any]:
-            with Visit(f"nnx.custom_vjp of '{name}'") as visit:
+            visit = Visit(f"nnx.custom_vjp of '{name}'", plain=primals.plain)
+            with visit:
                 inside = primals.show(visit, values)
                 return packed(visit, self.function(*inside, **kwargs))
 
         def forward(values: Any) -> tuple[list[Any], list[Any]]:
-            with Visit(f"the forward rule of nnx.custom_vjp of '{name}'") as visit:
+            transform = f"the forward rule of nnx.custom_vjp of '{name}'"
+            with Visit(transform, plain=primals.plain) as visit:
                 result, residuals = fwd(*primals.show(visit, values), **kwargs)
                 walk = taken(residuals)
                 leaves = [_value(x) for x in walk.leaves]
@@ -99,7 +101,7 @@ class CustomVjp:
         pure.defvjp(forward, backward)
         arrays = pure(primals.values)
         parting, parting.record.packing = left[-1]
-        return apply((parting.record, [], arrays))
+        return apply((parting.record, [], arrays), plain=primals.plain)
 
 
 def _value(leaf: Any) -> Any:

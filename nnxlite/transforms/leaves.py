@@ -72,6 +72,11 @@ def kind_of(leaf: Any) -> int:
     return kind
 
 
+def plain_objects(tree: Any) -> list[Any]:
+    """The objects in arguments that are looked into, as a Trainer is."""
+    return [leaf for leaf in flatten(tree)[0] if kind_of(leaf) == PLAIN]
+
+
 def adopt(cls: type) -> None:
     """Lets this registry open a class as JAX's registry does, one level at a time."""
 

@@ -22,7 +22,7 @@ from .autodiff import Primals
 from .boundary import Departure, Visit, apply
 from .captures import sees_arrays, unbound
 from .compilation import Jitted
-from .leaves import VARIABLE, Constant, flatten, kind_of
+from .leaves import VARIABLE, Constant, flatten, kind_of, plain_objects
 from .prefixes import DiffState
 
 P = ParamSpec("P")
@@ -53,7 +53,7 @@ def _pure(
     name = getattr(f, "__name__", type(f).__name__)
 
     def run(*values: Any) -> tuple[Any, Departure]:
-        with Visit(f"{transform} of '{name}'") as visit:
+        with Visit(f"{transform} of '{name}'", plain=primals.plain) as visit:
             result = f(*primals.show(visit, values))
             value, aux = result if has_aux else (result, None)
             leaves, treedef = flatten(value)
@@ -90,7 +90,7 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
     value, pull, departure = jax.vjp(
         _pure("nnx.vjp", function, opened, has_aux), *opened.values, has_aux=True
     )
-    aux = apply(departure)
+    aux = apply(departure, plain=opened.plain)
 
     def pull_back(cotangent: Any) -> tuple[Any, ...]:
         return opened.gradients(pull(cotangent))[len(own) :]
@@ -143,7 +143,7 @@ def jvp(
         directions,
         has_aux=True,
     )
-    aux = apply(departure)
+    aux = apply(departure, plain=opened.plain)
     return (value, tangent, aux) if has_aux else (value, tangent)
 
 
@@ -212,17 +212,19 @@ def remat(  # pyright: ignore[reportInconsistentOverload]
     shared = Jitted(called, options, transform="nnx.remat", stage=jax.checkpoint)
 
     def rematerialized(*args: Any, **kwargs: Any) -> Any:
+        plain = plain_objects([*args, *kwargs.values()])
+
         def run() -> Departure:
-            with Visit(f"nnx.remat of '{name}'") as visit:
+            with Visit(f"nnx.remat of '{name}'", plain=plain) as visit:
                 return visit.depart(f(*args, **kwargs))
 
         if current() is None and get_opaque_trace_state() == NO_TRACE:
-            return apply(run())  # nothing is differentiated here
+            return apply(run(), plain=plain)  # nothing is differentiated here
         if not sees_arrays(f):
             try:
                 return shared(*_with_constants((args, kwargs)))
             except HiddenError:
                 pass
-        return apply(jax.checkpoint(run, **options)())
+        return apply(jax.checkpoint(run, **options)(), plain=plain)
 
     return functools.update_wrapper(rematerialized, f, updated=())

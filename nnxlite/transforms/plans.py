@@ -38,6 +38,7 @@ from .leaves import (
 )
 
 _ARRAY, _NODE = "array", "node"
+MOST_KEPT = 4096  # plans, and programs, of one compiled function
 _NONE: Any = ()
 
 
@@ -410,6 +411,7 @@ class Plans:
         plan = Plan(opened)
         plan.program = self._programs.get(plan.structure)
         if plan.program is None:
+            _drop_oldest(self._programs)
             plan.program = self._programs[plan.structure] = self._make_program()
         self._keep(opened.key, plan, opened)
         if plan.is_aliased:
@@ -434,6 +436,7 @@ class Plans:
             plans.pop(key, None)
             watchers.pop(key, None)
 
+        _drop_oldest(plans)
         roots = [*opened.nodes, *opened.loose] if plan.is_aliased else opened.nodes
         watchers[key] = [weakref.ref(root, forget) for root in roots]
         plans[key] = plan
@@ -443,6 +446,12 @@ class Plans:
         self._plans.clear()
         self._watchers.clear()
         self._programs.clear()
+
+
+def _drop_oldest(kept: dict[Hashable, Any]) -> None:
+    """Makes room: what depends on values that never come back would stay for ever."""
+    while len(kept) >= MOST_KEPT:
+        kept.pop(next(iter(kept)), None)
 
 
 def _have_moved(variables: list[Any], cells: list[Cell]) -> bool:

@@ -16,7 +16,7 @@ from ..core.metadata import placed
 from ..core.variable import MISSING, Variable
 from .boundary import Departure, Visit, apply
 from .captures import unbound
-from .leaves import Constant
+from .leaves import Constant, plain_objects
 from .plans import Opened, Plan
 
 
@@ -130,11 +130,13 @@ def checkify(f: Callable[..., Any], errors: Any = jax_checkify.user_checks) -> A
     name = getattr(f, "__name__", type(f).__name__)
 
     def checked(*args: Any, **kwargs: Any) -> Any:
+        plain = plain_objects([*args, *kwargs.values()])
+
         def run() -> Departure:
-            with Visit(f"nnx.checkify of '{name}'") as visit:
+            with Visit(f"nnx.checkify of '{name}'", plain=plain) as visit:
                 return visit.depart(f(*args, **kwargs))
 
         error, departure = jax_checkify.checkify(run, errors)()
-        return error, apply(departure)
+        return error, apply(departure, plain=plain)
 
     return functools.update_wrapper(checked, f, updated=())

@@ -34,6 +34,7 @@ class Net(nnx.Module):
         self.left = self.right = Leaf(jnp.full(2, number + 1, jnp.float32))
         self.layers = [Leaf(jnp.ones(2)), Leaf(jnp.zeros(2))]
         self.common = common
+        self.array = jnp.full(2, number, jnp.float32)
         self.mode = "train"
 
 
@@ -103,8 +104,15 @@ def new_attribute(a: Net, b: Net, c: Net, x: Any) -> Any:
 
 @effect("structure", "varying")
 def new_array(a: Net, b: Net, c: Net, x: Any) -> Any:
-    a.array = x * 2
-    return a.array + x
+    a.new = x * 2
+    return a.new + a.array
+
+
+@effect("varying", "writes")
+def replaced_array(a: Net, b: Net, c: Net, x: Any) -> Any:
+    a.array = a.array + x
+    b.array += x
+    return a.array + b.array
 
 
 @effect("structure")
