@@ -191,8 +191,10 @@ def read(variable: Any) -> Any:
     """The value that a Variable has at the innermost level that knows it."""
     frame = _thread.frame
     if frame is not None and not frame.is_cached:
-        other = get_opaque_trace_state() != frame.trace
-        frame.is_cached = other and is_tracing_a_program()
+        trace = get_opaque_trace_state()
+        if trace != frame.trace and is_tracing_a_program():
+            made = frame.made.get(id(variable))  # JAX made it of what it was given
+            frame.is_cached = made is None or made[1] != trace
     while frame is not None:
         if variable in frame.values:
             return frame.values[variable]

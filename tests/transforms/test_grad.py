@@ -965,3 +965,18 @@ def test_training_by_hand_eager_and_jitted_agree(steps: int):
         strict=True,
     ):
         np.testing.assert_allclose(left, right, rtol=1e-6)
+
+
+def test_a_variable_as_argument_of_a_jitted_function_traces_it_once() -> None:
+    traces = []
+
+    @jax.jit
+    def double(x: Any) -> Any:
+        traces.append(1)
+        return x * 2
+
+    w = nnx.Param(jnp.ones(3))
+    for _ in range(4):
+        grads = nnx.grad(lambda w: double(w).sum())(w)
+        np.testing.assert_array_equal(grads.value, 2 * jnp.ones(3))
+    assert len(traces) == 1
