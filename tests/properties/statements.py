@@ -220,10 +220,11 @@ def grad_of_objects(f: Function) -> Function:
 
 def vjp(f: Function) -> Function:
     def run(*args: Any, x: Any, **named: Any) -> Any:
-        def both(x: Any) -> Any:
+        def both(x: Any, args: Any, named: Any) -> Any:
             return jnp.sum(x), f(*args, x=x, **named)
 
-        return nnx.vjp(both, jnp.asarray(x, jnp.float32), has_aux=True)[2]
+        x = jnp.asarray(x, jnp.float32)
+        return nnx.vjp(both, x, args, named, has_aux=True)[2]
 
     return run
 

@@ -160,10 +160,6 @@ most = min(settings().max_examples, 150)
 now_and_then = settings(max_examples=50, derandomize=False, database=None)
 
 
-# These do not watch plain objects yet.
-UNWATCHED = {"grad", "grad_of_objects", "vjp"}
-
-
 def without_plain_objects(program: Program) -> Program:
     ways = [(n, "bare" if way == "plain" else way) for n, way in program.ways]
     return replace(program, ways=tuple(ways))
@@ -176,7 +172,7 @@ def check_random_programs(name: str, profile: settings, number: int | None) -> N
 
     @given(program=programs, nested=st.sampled_from(sorted(NESTED)))
     def run(program: Program, nested: str) -> None:
-        if statement.captures or {name, nested} & UNWATCHED:
+        if statement.captures:
             program = without_plain_objects(program)
         Run(program, statement, NESTED[nested]).check()
 
@@ -189,13 +185,20 @@ def test_statement(name: str) -> None:
     check_random_programs(name, settings(max_examples=most), None)
 
 
-@pytest.mark.parametrize("name", sorted(UNWATCHED))
-@pytest.mark.xfail(strict=True, reason="does not watch plain objects")
-def test_plain_objects(name: str) -> None:
-    variable = ("variable", "Param", ("traced", (), 1), ())
-    body = (("set_field", 0, "model", variable), ("give_total",))
-    program = Program((("module", "Node", ()),), ways=((0, "plain"),), body=body)
-    Run(program, STATEMENTS[name], NESTED["jit"]).check()
+_new_field = ("set_field", 0, "model", ("variable", "Param", ("traced", (), 1), ()))
+_plain_object = Program(
+    objects=(("module", "Node", ()),),
+    ways=((0, "plain"),),
+    body=(_new_field, ("give_total",)),
+)
+REGRESSIONS = [
+    (name, "jit", _plain_object) for name in ("grad", "vjp", "vmap_constant")
+]
+
+
+@pytest.mark.parametrize(("name", "nested", "program"), REGRESSIONS)
+def test_regressions(name: str, nested: str, program: Program) -> None:
+    Run(program, STATEMENTS[name], NESTED[nested]).check()
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def abstract_call(f: Function) -> Function:
         for variable in variables([result]):
             variable.raw_value = abstract(variable)
         for obj in reachable([result]):
-            if hasattr(obj, "array"):
+            if isinstance(obj, nnx.Module) and hasattr(obj, "array"):
                 obj.array = abstract(obj.array)
         return result if isinstance(result, nnx.Module) else abstract(result)
 
