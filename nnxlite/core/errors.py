@@ -8,6 +8,8 @@ import gc
 import types
 from typing import Any
 
+import jax
+
 
 class TraceContextError(ValueError):
     """An object was used at a trace level where it has no meaning.
@@ -41,7 +43,7 @@ def name_of(obj: Any) -> str:
     Only for error messages: it asks the garbage collector who refers to `obj`,
     which takes milliseconds. It may miss the holder and never guesses one.
     """
-    label = type(obj).__name__
+    label = "an array" if isinstance(obj, jax.Array) else type(obj).__name__
     for holder in gc.get_referrers(obj):
         if hasattr(holder, "_nnx_stamp"):
             owners = [holder]

@@ -42,7 +42,7 @@ class Cache(Variable[A]):
 
 
 class Intermediate(Variable[A]):
-    """A value that a layer leaves behind for inspection (`Module.sow`).
+    """A value that a layer leaves behind for inspection.
 
     Example:
       >>> import nnxlite as nnx

@@ -150,7 +150,7 @@ def _put(walk: Taking, leaves: Iterable[Any], change: Any) -> Any:
 
 
 @functools.lru_cache(typed=True)  # unroll=True is not unroll=1
-def _forward(remat: Any, unroll: int | bool) -> Callable[..., Any]:
+def _forward(remat: Any, unroll: int | bool, length: int) -> Callable[..., Any]:
     """The loop over layers; one function for equal options, so that it traces once."""
 
     def forward(x: Any, layer: Any, args: Any, kwargs: Any) -> Any:
@@ -161,7 +161,7 @@ def _forward(remat: Any, unroll: int | bool) -> Callable[..., Any]:
         forward = rematerialize(forward, policy=policy)
     given = StateAxes({...: Carry})
     axes = (Carry, 0, given, given)
-    return scan(forward, in_axes=axes, out_axes=Carry, unroll=unroll)
+    return scan(forward, length=length, in_axes=axes, out_axes=Carry, unroll=unroll)
 
 
 class Stack(Module):
@@ -169,7 +169,8 @@ class Stack(Module):
 
     It computes what a list of the layers would, but is traced and compiled in a time
     that does not depend on how many there are. Each layer has its own parameters,
-    random streams and statistics.
+    random streams and statistics. `stack[0]` is a copy of a layer; `stack[0] = layer`
+    writes one, and `Stack.from_layers` makes a Stack of layers that exist.
 
     Args:
         make_layer: given an Rngs, makes one layer.
@@ -240,7 +241,8 @@ class Stack(Module):
         Raises:
             TypeError: if a layer returns another shape or dtype than it gets.
         """
-        return _forward(self.remat, self.unroll)(x, self.layers, args, kwargs)
+        forward = _forward(self.remat, self.unroll, self.length)
+        return forward(x, self.layers, args, kwargs)
 
     def __len__(self) -> int:
         return self.length

@@ -177,9 +177,10 @@ class Loop:
         """The leaves of a value that must have the structure of the first one."""
         leaves, treedef = flatten(value)
         if treedef != self.treedef:
+            got = "None: is a `return` missing?" if value is None else treedef
             raise ValueError(
                 f"the body of {self.transform} must return a value of the structure "
-                f"that it got, {self.treedef}, but it returned {treedef}"
+                f"that it got, {self.treedef}, but it returned {got}"
             )
         for number, (old, new) in enumerate(zip(self.leaves, leaves, strict=True)):
             if kind_of(old) == DYNAMIC and kind_of(new) == DYNAMIC:

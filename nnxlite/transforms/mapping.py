@@ -49,12 +49,17 @@ class Streams:
                 continue
             if entry.by_variable.get(node.key) is None:
                 self.streams.append(node)
+        if only is not True and not self.streams:
+            raise ValueError(
+                f"{entry.transform}: split_rngs={only!r} matches no random stream: "
+                "check the spelling, or pass True for all streams"
+            )
 
     @contextlib.contextmanager
     def split(self, size: int | None) -> Iterator[list[Any]]:
         """The keys of all slices; if the block raises, no key has been drawn."""
         with undone_on_error(self.streams):
-            yield [jax.random.split(stream(), size or 1) for stream in self.streams]
+            yield [_split(stream(), size or 1) for stream in self.streams]
 
     def show(self, visit: Visit, keys: Sequence[Any]) -> None:
         """Shows each stream the key of one slice, with nothing drawn from it yet."""
@@ -67,6 +72,17 @@ class Streams:
         for stream in self.streams:
             visit.frame.written.pop(stream.key, None)
             visit.frame.written.pop(stream.count, None)
+
+
+def _split(key: Any, size: int) -> Any:
+    """Splits a key, or each of several; the slices come first."""
+
+    def split(key: Any) -> Any:
+        return jax.random.split(key, size)
+
+    for _ in range(key.ndim):
+        split = jax.vmap(split, out_axes=1)
+    return split(key)
 
 
 @dataclasses.dataclass(frozen=True)

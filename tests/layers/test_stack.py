@@ -226,3 +226,28 @@ def test_compile_time_does_not_grow_with_the_number_of_layers() -> None:
         lowered = nnx.jit(lambda model, x: model(x)).lower(stacked(n), x())
         sizes.append(len(lowered.as_text().splitlines()))
     assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("over", ["vmap", "scan"])
+def test_each_example_may_draw_its_own_masks(over: str) -> None:
+    model = nnx.Stack(lambda rngs: nnx.Dropout(0.5, rngs=rngs), 2, rngs=nnx.Rngs(0))
+    options: Any = {"in_axes": (None, 0), "out_axes": 0, "split_rngs": True}
+    each = getattr(nnx, over)(lambda model, x: model(x), **options)
+    masks = np.asarray(each(model, jnp.ones((4, 32)))) > 0
+    assert len(np.unique(masks, axis=0)) == 4
+    np.testing.assert_array_equal(model.layers.rngs.count.value, [1, 1])
+
+
+def test_layers_without_arrays() -> None:
+    model = nnx.Stack(lambda rngs: nnx.Dropout(0.5), 3, rngs=nnx.Rngs(0))
+    rngs = nnx.Rngs(1)
+    out = model(jnp.ones(64), rngs=rngs)
+    assert set(np.unique(out)) <= {0.0, 8.0}
+    assert rngs.default.count.value == 3
+
+
+def test_a_filter_that_matches_no_stream() -> None:
+    dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+    each = nnx.vmap(lambda x: dropout(x), split_rngs="dropuot")
+    with pytest.raises(ValueError, match="split_rngs='dropuot' matches no random"):
+        each(jnp.ones((2, 3)))
