@@ -15,7 +15,15 @@ import jax.numpy as jnp
 import nnxlite as nnx
 
 from .machine import Machine
-from .programs import OBJECTS, is_array, is_dynamic, is_numeric, items_of, reachable
+from .programs import (
+    OBJECTS,
+    Trainer,
+    is_array,
+    is_dynamic,
+    is_numeric,
+    items_of,
+    reachable,
+)
 
 Function = Callable[..., Any]
 STEPS = 2
@@ -202,29 +210,38 @@ def grad(f: Function) -> Function:
 
 
 def grad_of_objects(f: Function) -> Function:
+    """With respect to Variables; States are captured, since they hold bare ints too."""
+
     def is_float(path: Any, leaf: Any) -> bool:
         value = leaf.raw_value if isinstance(leaf, nnx.Variable) else None
         return is_array(value) and jnp.issubdtype(value.dtype, jnp.floating)
 
     def run(*args: Any, x: Any, **named: Any) -> Any:
+        states = {n: arg for n, arg in enumerate(args) if isinstance(arg, nnx.State)}
+        others = [None if n in states else arg for n, arg in enumerate(args)]
+
         def loss(objects: Any, x: Any) -> Any:
-            args, named = objects
+            others, named = objects
+            args = [states.get(n, other) for n, other in enumerate(others)]
             return jnp.sum(x), f(*args, x=x, **named)
 
         argnums = nnx.DiffState(0, is_float)
         x = jnp.asarray(x, jnp.float32)
-        return nnx.grad(loss, argnums=argnums, has_aux=True)((args, named), x)[1]
+        return nnx.grad(loss, argnums=argnums, has_aux=True)((others, named), x)[1]
 
     return run
 
 
 def vjp(f: Function) -> Function:
+    """Objects are captured, since no array in a tuple can be differentiated."""
+
     def run(*args: Any, x: Any, **named: Any) -> Any:
-        def both(x: Any, args: Any, named: Any) -> Any:
+        def both(x: Any, plain_objects: Any) -> Any:
             return jnp.sum(x), f(*args, x=x, **named)
 
         x = jnp.asarray(x, jnp.float32)
-        return nnx.vjp(both, x, args, named, has_aux=True)[2]
+        watched = [obj for obj in reachable([args, named]) if isinstance(obj, Trainer)]
+        return nnx.vjp(both, x, watched, has_aux=True)[2]
 
     return run
 
