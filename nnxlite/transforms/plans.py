@@ -38,7 +38,7 @@ from .leaves import (
 )
 
 _ARRAY, _NODE = "array", "node"
-MOST_KEPT = 4096  # plans, and programs, of one compiled function
+MOST_KEPT = 512  # plans, and programs, of one compiled function
 _NONE: Any = ()
 
 
