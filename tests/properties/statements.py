@@ -70,7 +70,7 @@ class Watch:
             if old.structure != new.structure or len(old.types) != len(new.types):
                 raise Forbidden(old, new)
             for one, other in zip(old.types, new.types, strict=True):
-                if one != other and not (one[0] == other[0] == () and one[2]):
+                if one[:2] != other[:2] and not (one[0] == other[0] == () and one[2]):
                     raise Forbidden(old, new)
                 self.is_unsure |= one != other
             return
