@@ -157,6 +157,13 @@ def current() -> Frame | None:
     return _thread.frame
 
 
+def is_outermost() -> bool:
+    """True outside of all transforms, nnxlite's and JAX's."""
+    if everywhere and _thread.frame is not None:
+        return False
+    return bool(get_opaque_trace_state() == NO_TRACE)
+
+
 @contextlib.contextmanager
 def entered(frame: Frame) -> Iterator[Frame]:
     """Makes `frame` the innermost one; on leaving, undoes its structural changes."""

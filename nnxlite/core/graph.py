@@ -180,6 +180,11 @@ class Taking:
         """The records so far."""
         return GraphDef(tuple(self.records))
 
+    @property
+    def values(self) -> list[Any]:
+        """Of each leaf what is stored: a Variable's raw value, or the array."""
+        return [x.raw_value if isinstance(x, Variable) else x for x in self.leaves]
+
     def take(self, value: Any, path: Path = ()) -> None:
         """Takes a value apart."""
         kind = type(value)

@@ -59,8 +59,10 @@ def stack(modules: Sequence[Any], /) -> Any:
                 f"{number}"
             )
     leaves = [
-        _stacked(first.paths[index], [_value(walk.leaves[index]) for walk in walks])
-        for index in range(len(first.leaves))
+        _stacked(path, values)
+        for path, *values in zip(
+            first.paths, *(walk.values for walk in walks), strict=True
+        )
     ]
     return _put(first, leaves, with_axis)
 
@@ -91,8 +93,8 @@ def unstack(module: Any, /) -> list[Any]:
 def _size(module: Any) -> int:
     walk = taken(module)
     size = None
-    for path, leaf in zip(walk.paths, walk.leaves, strict=True):
-        for array in filter(is_dynamic, jax.tree.leaves(_value(leaf))):
+    for path, value in zip(walk.paths, walk.values, strict=True):
+        for array in filter(is_dynamic, jax.tree.leaves(value)):
             shape = jnp.shape(array)
             if not shape or size not in (None, shape[0]):
                 raise ValueError(
@@ -109,14 +111,10 @@ def _size(module: Any) -> int:
 def _sliced(module: Any, index: Any) -> Any:
     walk = taken(module)
     leaves = [
-        jax.tree.map(lambda x: x[index] if is_array(x) else x, _value(leaf))
-        for leaf in walk.leaves
+        jax.tree.map(lambda x: x[index] if is_array(x) else x, value)
+        for value in walk.values
     ]
     return _put(walk, leaves, without_axis if isinstance(index, int) else None)
-
-
-def _value(leaf: Any) -> Any:
-    return leaf.raw_value if isinstance(leaf, Variable) else leaf
 
 
 def _stacked(path: Any, values: Sequence[Any]) -> Any:

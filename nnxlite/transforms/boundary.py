@@ -295,6 +295,14 @@ class Visit:
         ]
         return nodes, [x for x in plain if x.new or x.gone]
 
+    def with_new_metadata(self) -> list[Any]:
+        """The Variables whose metadata has changed so far."""
+        return [
+            obj
+            for obj, before in self.frame.journal.values()
+            if isinstance(obj, Variable) and obj._metadata is not before
+        ]
+
     def depart(self, result: Any) -> Departure:
         """Takes apart the result and all that was written and changed."""
         parting = self.part(result, only_if_needed=True)
@@ -321,11 +329,7 @@ class Visit:
         frame = self.frame
         written = [v for v in frame.written if id(v) not in frame.made]
         values = [frame.values[v] for v in written]
-        metadata = [
-            (self._name(obj), obj._metadata)
-            for obj, before in frame.journal.values()
-            if isinstance(obj, Variable) and obj._metadata is not before
-        ]
+        metadata = [(self._name(v), v._metadata) for v in self.with_new_metadata()]
         nodes, plain = self.changes()
         if also is not None:
             changed = {id(x.owner) for x in nodes}
@@ -350,9 +354,7 @@ class Visit:
             (self._name_plain(x.owner), tuple(x.new), x.gone) for x in plain
         ]
         record.walk = tuple(walk.records)
-        parting.leaves = [
-            x.raw_value if isinstance(x, Variable) else x for x in walk.leaves
-        ]
+        parting.leaves = walk.values
         parting.paths = walk.paths
         parting.found = walk.leaves
         return parting

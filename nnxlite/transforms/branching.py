@@ -29,8 +29,7 @@ from .boundary import (
     numbers_as_arrays,
 )
 from .compilation import compiled_at_top
-from .leaves import flatten
-from .plans import Opened
+from .leaves import flatten, plain_objects
 
 
 class _Branch:
@@ -53,7 +52,7 @@ class _Branch:
         also: Sequence[Any],
     ):
         self.name = name
-        plain = Opened(tuple(operands), {}).plain
+        plain = plain_objects(operands)
         left: list[tuple[Parting, Packing]] = []
 
         def run() -> list[Any]:

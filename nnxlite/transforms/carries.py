@@ -20,8 +20,7 @@ from ..core.statics import Static
 from ..core.variable import Variable
 from .boundary import Holder, Packing, Visit
 from .labels import Entry
-from .leaves import DYNAMIC, flatten, flatten_with_path, kind_of
-from .plans import Opened
+from .leaves import DYNAMIC, flatten, flatten_with_path, kind_of, plain_objects
 
 
 class _UnforeseenError(Exception):
@@ -52,7 +51,7 @@ class Loop:
         self.leaves, self.treedef = flatten(value)
         self.variables: list[Variable[Any]] = []
         self.holders: list[Holder] = []
-        self.plain = Opened((value,), {}).plain
+        self.plain = plain_objects(value)
 
     def run(self, attempt: Callable[[Any], Any]) -> tuple[Any, Any]:
         """Runs the loop with as much in the carry as the body writes.

@@ -13,7 +13,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import jax
 
-from ..core.frames import NO_TRACE, current, everywhere, neutral_level
+from ..core.frames import NO_TRACE, everywhere, is_outermost, neutral_level
 from ..core.variable import MISSING
 from ..core.workarounds import get_opaque_trace_state
 from .boundary import apply
@@ -365,11 +365,9 @@ def compiled_at_top(transform: str) -> Callable[[Callable[P, R]], Callable[P, R]
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            if everywhere and current() is not None:
-                return function(*args, **kwargs)
-            if get_opaque_trace_state() != NO_TRACE or any(map(sees_arrays, args)):
-                return function(*args, **kwargs)
-            return compiled(*args, **kwargs)
+            if is_outermost() and not any(map(sees_arrays, args)):
+                return compiled(*args, **kwargs)
+            return function(*args, **kwargs)
 
         return call
 

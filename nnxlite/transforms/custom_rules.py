@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from ..core.graph import Putting, taken
-from ..core.variable import MISSING, Variable
+from ..core.variable import MISSING
 from .autodiff import Primals
 from .boundary import Packing, Parting, Visit, apply, numbers_as_arrays
 from .labels import bound
@@ -77,8 +77,7 @@ class CustomVjp:
             with Visit(transform, plain=primals.plain) as visit:
                 result, residuals = fwd(*primals.show(visit, values), **kwargs)
                 walk = taken(residuals)
-                leaves = [_value(x) for x in walk.leaves]
-                kept.append((walk.records, Packing(leaves)))
+                kept.append((walk.records, Packing(walk.values)))
                 return packed(visit, result), kept[-1][1].arrays
 
         def backward(residuals: list[Any], cotangents: list[Any]) -> tuple[Any]:
@@ -102,10 +101,6 @@ class CustomVjp:
         arrays = pure(primals.values)
         parting, parting.record.packing = left[-1]
         return apply((parting.record, [], arrays), plain=primals.plain)
-
-
-def _value(leaf: Any) -> Any:
-    return leaf.raw_value if isinstance(leaf, Variable) else leaf
 
 
 def _put(records: Any, leaves: Sequence[Any]) -> Any:

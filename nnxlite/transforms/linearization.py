@@ -13,11 +13,10 @@ import jax.numpy as jnp
 
 from ..core.arrays import NUMBER_TYPES, is_array, is_dynamic
 from ..core.errors import HiddenError
-from ..core.frames import NO_TRACE, current
+from ..core.frames import is_outermost
 from ..core.operators import value_of
 from ..core.paths import Path
 from ..core.variable import MISSING, Variable
-from ..core.workarounds import get_opaque_trace_state
 from .autodiff import Primals
 from .boundary import Departure, Visit, apply
 from .captures import sees_arrays, unbound
@@ -218,7 +217,7 @@ def remat(  # pyright: ignore[reportInconsistentOverload]
             with Visit(f"nnx.remat of '{name}'", plain=plain) as visit:
                 return visit.depart(f(*args, **kwargs))
 
-        if current() is None and get_opaque_trace_state() == NO_TRACE:
+        if is_outermost():
             return apply(run(), plain=plain)  # nothing is differentiated here
         if not sees_arrays(f):
             try:

@@ -31,8 +31,17 @@ def _changes(visit: Visit) -> list[tuple[Any, str]]:
     nodes, plain = visit.changes()
     return [
         *((change.owner, str(change)) for change in (*nodes, *plain)),
-        *((v, METADATA) for v, _ in visit.part(None).record.metadata),
+        *((v, METADATA) for v in visit.with_new_metadata()),
     ]
+
+
+def _step(loop: Loop, body: Callable[[Any], Any], carry: Any) -> Any:
+    """The carry after a step, given that before it."""
+    with Visit(f"the body of {loop.transform}", plain=loop.plain) as visit:
+        value = body(loop.enter(visit, carry))
+        after = loop.leave(visit, carry, value)
+        loop.check_structure(_changes(visit))
+    return after
 
 
 @compiled_at_top("nnx.while_loop")
@@ -77,13 +86,7 @@ def while_loop(
                 )
         return result
 
-    def body(carry: Any) -> Any:
-        with Visit("the body of nnx.while_loop", plain=loop.plain) as visit:
-            value = body_fun(loop.enter(visit, carry))
-            after = loop.leave(visit, carry, value)
-            loop.check_structure(_changes(visit))
-        return after
-
+    body = functools.partial(_step, loop, body_fun)
     finish, _ = loop.run(lambda carry: (jax.lax.while_loop(cond, body, carry), None))
     return finish()
 
@@ -133,11 +136,7 @@ def _fori_loop(
     loop = Loop("nnx.fori_loop", init_val)
 
     def body(index: Any, carry: Any) -> Any:
-        with Visit("the body of nnx.fori_loop", plain=loop.plain) as visit:
-            value = body_fun(index, loop.enter(visit, carry))
-            after = loop.leave(visit, carry, value)
-            loop.check_structure(_changes(visit))
-        return after
+        return _step(loop, functools.partial(body_fun, index), carry)
 
     def attempt(carry: Any) -> tuple[Any, None]:
         return jax.lax.fori_loop(lower, upper, body, carry, unroll=unroll), None

@@ -13,7 +13,7 @@ from jax.experimental import checkify as jax_checkify
 
 from ..core.graph import Putting, Taking
 from ..core.metadata import placed
-from ..core.variable import MISSING, Variable
+from ..core.variable import MISSING
 from .boundary import Departure, Visit, apply
 from .captures import unbound
 from .leaves import Constant, plain_objects
@@ -52,7 +52,7 @@ def eval_shape(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             walk = Taking()
             walk.take(function(*args, **kwargs))
             made.append(walk)
-            return [x.raw_value if isinstance(x, Variable) else x for x in walk.leaves]
+            return walk.values
 
     shapes = iter(jax.eval_shape(run, values))
 
