@@ -37,6 +37,11 @@ class HiddenError(TraceContextError):
     """A compiled function reached an object that it does not visibly see."""
 
 
+def title_of(transform: str, function: Any) -> str:
+    """What messages call a transformed function, such as "nnx.grad of 'loss'"."""
+    return f"{transform} of '{getattr(function, '__name__', type(function).__name__)}'"
+
+
 def name_of(obj: Any) -> str:
     """Names an object by its class and, where one is found, a holder's attribute.
 

@@ -14,17 +14,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.arrays import is_array, is_dynamic
+from ..core.errors import title_of
 from ..core.filters import to_predicate
 from ..core.graph import Taking, taken
 from ..core.kinds import Param
-from ..core.module import Pytree
+from ..core.module import Pytree, is_data, key_of
 from ..core.operators import value_of
 from ..core.paths import Path, format_path
 from ..core.state import State, flat_pairs
 from ..core.variable import MISSING, Variable
 from .boundary import Departure, Holder, Visit, apply
 from .captures import positional_parameters, unbound
-from .leaves import DYNAMIC, NODE, VARIABLE, flatten, kind_of, plain_objects
+from .leaves import (
+    DYNAMIC,
+    NODE,
+    VARIABLE,
+    flatten,
+    flatten_with_path,
+    kind_of,
+    plain_objects,
+)
 from .prefixes import DiffState
 
 P = ParamSpec("P")
@@ -133,12 +142,18 @@ class Primals:
         self._treedefs: list[Any] = []
         differentiated: dict[int, Path] = {}
         for diff in wanted:
-            leaves, treedef = flatten(args[diff.argnum])
+            argument = args[diff.argnum]
+            leaves, treedef = flatten(argument)
+            paths = [
+                tuple(map(key_of, keys)) for keys, _ in flatten_with_path(argument)
+            ]
             matches = to_predicate(diff.filter)
             self._found.append(
                 [
-                    _part(x, (diff.argnum,), matches, differentiated, allow_int)
-                    for x in leaves
+                    _part(
+                        leaf, (diff.argnum, *path), matches, differentiated, allow_int
+                    )
+                    for path, leaf in zip(paths, leaves, strict=True)
                 ]
             )
             self._treedefs.append(treedef)
@@ -232,12 +247,13 @@ def _part(
     walk = Taking()
     walk.take(leaf)
     for path, value in zip(walk.paths, walk.leaves, strict=True):
-        if not matches(path, value) or id(value) in differentiated:
+        place = (*start, *path)
+        if not matches(place[1:], value) or id(value) in differentiated:
             continue
         if isinstance(value, Variable):
             if not allow_int:
-                _check_is_float(value.raw_value, path)
-            differentiated[id(value)] = (*start, *path)
+                _check_is_float(value.raw_value, place)
+            differentiated[id(value)] = place
             part.variables.append((path, value))
         elif is_array(value):
             part.holders.append((path, _holder(leaf, path)))
@@ -257,24 +273,25 @@ def _paths_and_leaves(node: Any) -> tuple[list[Path], list[Any]]:
     return walk.paths, walk.leaves
 
 
-def _holder(root: Any, path: Path) -> Holder:
-    node = root
-    for key in path[:-1]:
-        node = node._nnx_items()[key] if hasattr(node, "_nnx_items") else node[key]
-    if not hasattr(node, "_nnx_items"):
-        raise ValueError(
-            f"cannot differentiate the array at {format_path(path)!r}: it is inside a "
-            f"plain {type(node).__name__}; hold it in a Variable or an attribute"
-        )
-    return Holder(node, path[-1])
+def _holder(node: Any, path: Path) -> Holder:
+    """The place of the bare array at a path below a node."""
+    key, inner = path[0], path[1:]
+    leaves = jax.tree.leaves_with_path(node._nnx_items()[key], is_leaf=is_data)
+    for position, (keys, leaf) in enumerate(leaves):
+        below = tuple(map(key_of, keys))
+        if below == inner:
+            return Holder(node, key, position if inner else None)
+        if isinstance(leaf, Pytree) and inner[: len(below)] == below:
+            return _holder(leaf, inner[len(below) :])
+    raise AssertionError(f"there is no array at {format_path(path)}")
 
 
-def _check_is_float(value: Any, path: Path) -> None:
+def _check_is_float(value: Any, place: Path) -> None:
     for leaf in jax.tree.leaves(value):
         dtype = jnp.result_type(leaf) if is_dynamic(leaf) else type(leaf).__name__
         if not is_dynamic(leaf) or not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
-                f"cannot differentiate with respect to {format_path(path)!r}: its "
+                f"cannot differentiate with respect to {_in_arguments(place)}: its "
                 f"dtype is {dtype}, and gradients need a float. Select other "
                 "Variables with nnx.DiffState(argnum, filter), or pass allow_int=True"
             )
@@ -335,7 +352,7 @@ def value_and_grad(  # pyright: ignore[reportInconsistentOverload]
         raise TypeError(f"nnx.value_and_grad needs a callable, got {f!r}")
     wanted, is_single = _as_diff_states(argnums)
     function, own_args, own_kwargs = unbound(f)
-    name = getattr(f, "__name__", type(f).__name__)
+    title = title_of("nnx.grad", f)
     offset = len(own_args)
     parameters = positional_parameters(function)
 
@@ -353,16 +370,18 @@ def value_and_grad(  # pyright: ignore[reportInconsistentOverload]
             args = (*args, kwargs.pop(parameters[len(args)]))
         if needed >= len(args) or lowest < 0:
             raise TypeError(
-                f"nnx.grad of '{name}' differentiates argument "
+                f"{title} differentiates argument "
                 f"{max(d.argnum for d in wanted)}, but "
                 f"the call has {len(args) - offset} positional arguments"
             )
         primals = Primals(args, kwargs, diffs, allow_int)
 
         def run(values: Any) -> tuple[Any, Departure]:
-            with Visit(f"nnx.grad of '{name}'", plain=primals.plain) as visit:
+            with Visit(title, plain=primals.plain) as visit:
                 result = function(*primals.show(visit, values), **kwargs)
-                value, aux = _value_and_aux(result, name) if has_aux else (result, None)
+                value, aux = (
+                    _value_and_aux(result, title) if has_aux else (result, None)
+                )
                 return value_of(value), visit.depart(aux)
 
         transformed = jax.value_and_grad(
@@ -391,11 +410,11 @@ def _shown(visit: Visit, part: _Differentiated, values: list[Any]) -> Any:
     return part.leaf
 
 
-def _value_and_aux(result: Any, name: str) -> tuple[Any, Any]:
+def _value_and_aux(result: Any, title: str) -> tuple[Any, Any]:
     if not isinstance(result, tuple) or len(result) != 2:
         raise TypeError(
-            f"with has_aux=True, '{name}' must return (value, aux), but it returned "
-            f"{type(result).__name__}"
+            f"{title} with has_aux=True needs a function that returns (value, aux), "
+            f"but it returned {type(result).__name__}"
         )
     return result
 

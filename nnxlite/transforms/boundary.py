@@ -154,18 +154,29 @@ RESULT = "result"
 
 
 class Holder:
-    """A place in a node that holds bare arrays, which are shown as tracers inside."""
+    """A place in a node that holds bare arrays, which are shown as tracers inside.
 
-    def __init__(self, node: Any, key: Key):
+    Args:
+      node: the node, or a plain object.
+      key: the attribute or position.
+      position: which of the leaves there is meant; None for all that are arrays.
+    """
+
+    def __init__(self, node: Any, key: Key, position: int | None = None):
         self.node = node
         self.key = key
+        self.position = position
 
     def arrays(self) -> list[Any]:
         """The arrays there, in order."""
         value = self._items()[self.key]
         if is_dynamic(value):
             return [value]
-        return [x for x in jax.tree.leaves(value, is_leaf=is_data) if is_array(x)]
+        leaves = enumerate(jax.tree.leaves(value, is_leaf=is_data))
+        return [x for number, x in leaves if self._is_meant(number, x)]
+
+    def _is_meant(self, number: int, leaf: Any) -> bool:
+        return is_array(leaf) if self.position is None else number == self.position
 
     def show(self, arrays: Iterator[Any]) -> None:
         """Puts other arrays in their place, without any structural change."""
@@ -174,8 +185,12 @@ class Holder:
         if is_dynamic(value):
             new = next(arrays)
         else:
-            new = jax.tree.map(
-                lambda x: next(arrays) if is_array(x) else x, value, is_leaf=is_data
+            leaves, treedef = jax.tree.flatten(value, is_leaf=is_data)
+            new = treedef.unflatten(
+                [
+                    next(arrays) if self._is_meant(number, x) else x
+                    for number, x in enumerate(leaves)
+                ]
             )
         if isinstance(self.node, Pytree):
             self.node._nnx_replace({**items, self.key: new})

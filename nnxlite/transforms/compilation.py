@@ -13,6 +13,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import jax
 
+from ..core.errors import title_of
 from ..core.frames import NO_TRACE, everywhere, is_outermost, neutral_level
 from ..core.variable import MISSING
 from ..core.workarounds import get_opaque_trace_state
@@ -35,7 +36,7 @@ class Jitted(Generic[P, R]):
         function: Callable[P, R],
         options: Mapping[str, Any] = types.MappingProxyType({}),
         *,
-        transform: str = "nnx.jit",
+        title: str | None = None,
         stage: Callable[..., Any] = jax.jit,
         in_shardings: Any = None,
         out_shardings: Any = None,
@@ -47,8 +48,7 @@ class Jitted(Generic[P, R]):
     ):
         self.function, self._args, self._kwargs = unbound(function)
         functools.update_wrapper(self, function, updated=())
-        name = getattr(function, "__name__", type(function).__name__)
-        self.description = f"{transform} of '{name}'"
+        self.title = title or title_of("nnx.jit", function)
         self.options = options
         self.stage = stage
         self.in_shardings = in_shardings
@@ -180,7 +180,7 @@ class Jitted(Generic[P, R]):
         return self  # as functions are
 
     def __repr__(self) -> str:
-        return f"<{self.description}>"
+        return f"<{self.title}>"
 
 
 class Stage:
@@ -214,7 +214,7 @@ class Stage:
         plan, values = self._owner._plans.find(opened)
         if plan.program is not self._program:
             raise TypeError(
-                f"{self._owner.description} was compiled for arguments of another "
+                f"{self._owner.title} was compiled for arguments of another "
                 "structure: other classes, attributes, static values, metadata or "
                 "sharing. Call the jitted function itself, or lower and compile it "
                 "for these arguments"
@@ -360,8 +360,7 @@ def compiled_at_top(transform: str) -> Callable[[Callable[P, R]], Callable[P, R]
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        compiled = Jitted(function, transform=transform)
-        compiled.description = transform
+        compiled = Jitted(function, title=transform)
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:

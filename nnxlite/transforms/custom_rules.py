@@ -2,10 +2,11 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import jax
 
+from ..core.errors import title_of
 from ..core.graph import Putting, taken
 from ..core.variable import MISSING
 from .autodiff import Primals
@@ -14,11 +15,14 @@ from .labels import bound
 from .linearization import is_float
 from .prefixes import DiffState
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-class CustomVjp:
+
+class CustomVjp(Generic[P, R]):
     """A function with a gradient rule; see `custom_vjp`."""
 
-    def __init__(self, function: Callable[..., Any], nondiff: Sequence[Any]):
+    def __init__(self, function: Callable[P, R], nondiff: Sequence[Any]):
         self.function = function
         functools.update_wrapper(self, function, updated=())
         self._constant = [n for n in nondiff if not isinstance(n, DiffState)]
@@ -44,15 +48,18 @@ class CustomVjp:
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls the function."""
-        name = getattr(self.function, "__name__", type(self.function).__name__)
         if self._rules is None:
-            raise ValueError(
-                f"nnx.custom_vjp of '{name}' has no rule yet: call its defvjp(fwd, bwd)"
-            )
-        fwd, bwd = self._rules
-        args, kwargs = bound(self.function, args, kwargs)
+            title = title_of("nnx.custom_vjp", self.function)
+            raise ValueError(f"{title} has no rule yet: call its defvjp(fwd, bwd)")
+        return self._differentiable(*self._rules, *bound(self.function, args, kwargs))
+
+    def _differentiable(
+        self, fwd: Any, bwd: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        function: Callable[..., Any] = self.function
+        title = title_of("nnx.custom_vjp", function)
         count = len(args)
         constant = [number % count for number in self._constant]
         numbers = [number for number in range(count) if number not in constant]
@@ -67,14 +74,12 @@ class CustomVjp:
             return left[-1][1].arrays
 
         def run(values: Any) -> list[Any]:
-            visit = Visit(f"nnx.custom_vjp of '{name}'", plain=primals.plain)
-            with visit:
+            with Visit(title, plain=primals.plain) as visit:
                 inside = primals.show(visit, values)
-                return packed(visit, self.function(*inside, **kwargs))
+                return packed(visit, function(*inside, **kwargs))
 
         def forward(values: Any) -> tuple[list[Any], list[Any]]:
-            transform = f"the forward rule of nnx.custom_vjp of '{name}'"
-            with Visit(transform, plain=primals.plain) as visit:
+            with Visit(f"the forward rule of {title}", plain=primals.plain) as visit:
                 result, residuals = fwd(*primals.show(visit, values), **kwargs)
                 walk = taken(residuals)
                 kept.append((walk.records, Packing(walk.values)))
@@ -89,9 +94,8 @@ class CustomVjp:
             tangents = bwd(*(args[n] for n in constant), residual, cotangent)
             if not isinstance(tangents, tuple) or len(tangents) != len(numbers):
                 raise TypeError(
-                    f"the backward rule of nnx.custom_vjp of '{name}' must return a "
-                    f"tuple with a cotangent for each of {len(numbers)} arguments, got "
-                    f"{tangents!r}"
+                    f"the backward rule of {title} must return a tuple with a "
+                    f"cotangent for each of {len(numbers)} arguments, got {tangents!r}"
                 )
             names = [f"the cotangent of args[{n}]" for n in numbers]
             return (primals.tangents(tangents, names),)
@@ -108,7 +112,13 @@ def _put(records: Any, leaves: Sequence[Any]) -> Any:
     return Putting(records, lambda _: next(rest)).put()
 
 
-def custom_vjp(fun: Any = MISSING, *, nondiff_argnums: Sequence[Any] = ()) -> Any:
+@overload
+def custom_vjp(fun: Callable[P, R], /, **options: Any) -> CustomVjp[P, R]: ...
+@overload
+def custom_vjp(**options: Any) -> Callable[[Callable[P, R]], CustomVjp[P, R]]: ...
+def custom_vjp(  # pyright: ignore[reportInconsistentOverload]
+    fun: Any = MISSING, *, nondiff_argnums: Sequence[Any] = ()
+) -> Any:
     """A function whose gradient is what its own rule says; see `jax.custom_vjp`.
 
     Call `defvjp(fwd, bwd)` on the result. The contract is JAX's, with objects allowed

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.arrays import NUMBER_TYPES, is_array, is_dynamic
-from ..core.errors import HiddenError
+from ..core.errors import HiddenError, title_of
 from ..core.frames import is_outermost
 from ..core.operators import value_of
 from ..core.paths import Path
@@ -49,10 +49,9 @@ def _pure(
     transform: str, f: Callable[..., Any], primals: Primals, has_aux: bool
 ) -> Callable[..., tuple[Any, Departure]]:
     """The function of arrays: its output, and what else it did, with the aux."""
-    name = getattr(f, "__name__", type(f).__name__)
 
     def run(*values: Any) -> tuple[Any, Departure]:
-        with Visit(f"{transform} of '{name}'", plain=primals.plain) as visit:
+        with Visit(title_of(transform, f), plain=primals.plain) as visit:
             result = f(*primals.show(visit, values))
             value, aux = result if has_aux else (result, None)
             leaves, treedef = flatten(value)
@@ -200,21 +199,21 @@ def remat(  # pyright: ignore[reportInconsistentOverload]
         return type(
             f.__name__, (f,), {n: getattr(f, n) for n in names} | {"__call__": call}
         )
-    name = getattr(f, "__name__", type(f).__name__)
 
     def called(args: Any, kwargs: Any) -> Any:
         args, kwargs = _with_numbers((args, kwargs))
         return f(*args, **kwargs)
 
     # Calls of equal structure, such as those of many layers, share one trace.
+    title = title_of("nnx.remat", f)
     functools.update_wrapper(called, f, updated=())
-    shared = Jitted(called, options, transform="nnx.remat", stage=jax.checkpoint)
+    shared = Jitted(called, options, title=title, stage=jax.checkpoint)
 
     def rematerialized(*args: Any, **kwargs: Any) -> Any:
         plain = plain_objects([*args, *kwargs.values()])
 
         def run() -> Departure:
-            with Visit(f"nnx.remat of '{name}'", plain=plain) as visit:
+            with Visit(title, plain=plain) as visit:
                 return visit.depart(f(*args, **kwargs))
 
         if is_outermost():

@@ -8,22 +8,25 @@ loop carries, besides the value that it is given, is found while it is traced: s
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, overload
 
 import jax
 
 from ..core.arrays import is_array
-from ..core.errors import name_of
+from ..core.errors import name_of, title_of
 from ..core.operators import value_of
 from ..core.statics import Static
 from ..core.variable import MISSING
-from .axes import NO_NAMES, Names, named, renamable
+from .axes import NO_NAMES, Names
 from .boundary import Visit
 from .carries import Loop
 from .compilation import compiled_at_top
-from .labels import METADATA, Entry, Exit, bound, constants, given
-from .mapping import Streams
+from .labels import METADATA, Entry, Exit, constants, given
+from .mapping import Streams, over_slices
 from .prefixes import Carry, StateLabels, label_of_keyword, labels_in, prefixes_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _changes(visit: Visit) -> list[tuple[Any, str]]:
@@ -145,7 +148,11 @@ def _fori_loop(
     return finish()
 
 
-def scan(
+@overload
+def scan(f: Callable[P, R], /, **options: Any) -> Callable[P, R]: ...
+@overload
+def scan(**options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def scan(  # pyright: ignore[reportInconsistentOverload]
     f: Any = MISSING,
     *,
     length: int | None = None,
@@ -196,15 +203,8 @@ def scan(
     options = {k: v for k, v in locals().items() if k != "f"}
     if f is MISSING:
         return lambda f: scan(f, **options)
-    places = _places_of_carry(in_axes, out_axes)
-    f, options["transform_metadata"] = named(f, transform_metadata)
-    static = Static({**options, "places": places})
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = bound(f, args, kwargs)
-        return _scanned(static, f, constants(args, in_axes), kwargs)
-
-    return renamable(functools.update_wrapper(call, f, updated=()), scan, f, options)
+    _places_of_carry(in_axes, out_axes)  # a mistake is shown where it is made
+    return over_slices(scan, _scanned, f, options)
 
 
 @compiled_at_top("nnx.scan")
@@ -212,8 +212,8 @@ def _scanned(static: Static, f: Any, args: Any, kwargs: Any) -> Any:
     options = dict(static.value)
     in_axes, out_axes = options.pop("in_axes"), options.pop("out_axes")
     names, split_rngs = options.pop("transform_metadata"), options.pop("split_rngs")
-    place_in, place_out = options.pop("places")
-    name = getattr(f, "__name__", type(f).__name__)
+    place_in, place_out = _places_of_carry(in_axes, out_axes)
+    title = title_of("nnx.scan", f)
     prefixes = prefixes_of("nnx.scan", "in_axes", in_axes, args)
     prefixes.update(dict.fromkeys(kwargs, label_of_keyword(in_axes)))
     entry = Entry("nnx.scan", args, kwargs, prefixes, "in_axes")
@@ -226,7 +226,7 @@ def _scanned(static: Static, f: Any, args: Any, kwargs: Any) -> Any:
 
     def body(carry: Any, slices: Any) -> Any:
         xs, keys = slices
-        with Visit(f"nnx.scan of '{name}'", plain=entry.plain) as visit:
+        with Visit(title, plain=entry.plain) as visit:
             inner_args, inner_kwargs = entry.show(visit, entry.with_slices(xs))
             inner_args = list(inner_args)
             value = loop.enter(visit, carry)

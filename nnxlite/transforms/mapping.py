@@ -9,12 +9,13 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from ..core.errors import title_of
 from ..core.filters import to_predicate
 from ..core.module import iter_nodes
 from ..core.rng_backups import undone_on_error
@@ -27,6 +28,9 @@ from .captures import View
 from .compilation import Constant, compiled_at_top
 from .labels import Entry, Exit, bound, constants
 from .prefixes import Carry, label_of_keyword, labels_in, prefixes_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Streams:
@@ -130,12 +134,12 @@ class _Mapping:
           run: given the pure function of (values, keys), the entry, the labels that
             may come out, and the keys, runs it through JAX.
         """
-        name = getattr(f, "__name__", type(f).__name__)
+        title = title_of(self.transform, f)
         entry = self.enter(args, kwargs)
         size = entry.size(self.size)
         if size is None and self.default is None:
             raise ValueError(
-                f"{self.transform} of '{name}' maps none of its arguments: give one an "
+                f"{title} maps none of its arguments: give one an "
                 "axis in in_axes, or say axis_size=..."
             )
         labels = [*entry.labels, *labels_in(self.prefixes[1]), self.default]
@@ -144,7 +148,7 @@ class _Mapping:
         streams = Streams(self.split_rngs, entry, f)
 
         def pure(values: Sequence[Any], keys: Sequence[Any]) -> Any:
-            visit = Visit(f"{self.transform} of '{name}'", plain=entry.plain)
+            visit = Visit(title, plain=entry.plain)
             with visit:
                 inner_args, inner_kwargs = entry.show(visit, values)
                 streams.show(visit, keys)
@@ -163,12 +167,12 @@ class _Mapping:
                 if found is None or not exits:
                     raise
                 what = exits[-1].where(labels[int(found[1])], found[2])
-                raise self._differs(what, labels[int(found[1])], name) from None
+                raise self._differs(what, labels[int(found[1])], title) from None
             return exits[-1].applied(groups, labels)
 
-    def _differs(self, what: str, label: Any, name: str) -> ValueError:
+    def _differs(self, what: str, label: Any, title: str) -> ValueError:
         return ValueError(
-            f"{what} differs from slice to slice in {self.transform} of '{name}', but "
+            f"{what} differs from slice to slice in {title}, but "
             f"its label is {label}, which holds one value for all: it is broadcast, "
             f"captured, or {self.kinds[1]} says so. Give it an axis, or make it the "
             "same for all, for example with a mean over the axis name"
@@ -190,7 +194,11 @@ def _check_axes(transform: str, in_axes: Any, out_axes: Any) -> None:
                 )
 
 
-def vmap(
+@overload
+def vmap(f: Callable[P, R], /, **options: Any) -> Callable[P, R]: ...
+@overload
+def vmap(**options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def vmap(  # pyright: ignore[reportInconsistentOverload]
     f: Any = MISSING,
     *,
     in_axes: Any = 0,
@@ -240,14 +248,22 @@ def vmap(
     if f is MISSING:
         return lambda f: vmap(f, **options)
     _check_axes("nnx.vmap", in_axes, out_axes)
-    f, options["transform_metadata"] = named(f, transform_metadata)
+    return over_slices(vmap, _vmapped, f, options)
+
+
+def over_slices(
+    transform: Any, implementation: Any, f: Any, options: dict[str, Any]
+) -> Any:
+    """What `vmap` and `scan` return, given the function that does their work."""
+    f, options["transform_metadata"] = named(f, options["transform_metadata"])
     static = Static(options)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = bound(f, args, kwargs)
-        return _vmapped(static, f, constants(args, in_axes), kwargs)
+        return implementation(static, f, constants(args, options["in_axes"]), kwargs)
 
-    return renamable(functools.update_wrapper(call, f, updated=()), vmap, f, options)
+    call = functools.update_wrapper(call, f, updated=())
+    return renamable(call, transform, f, options)
 
 
 @compiled_at_top("nnx.vmap")
@@ -271,7 +287,11 @@ def _vmapped(static: Static, f: Any, args: Any, kwargs: Any) -> Any:
     return mapping.call(f, args, kwargs, run)
 
 
-def pmap(
+@overload
+def pmap(f: Callable[P, R], /, **options: Any) -> Callable[P, R]: ...
+@overload
+def pmap(**options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def pmap(  # pyright: ignore[reportInconsistentOverload]
     f: Any = MISSING,
     *,
     axis_name: Any = None,
@@ -351,7 +371,11 @@ def _numbers(numbers: int | Sequence[int]) -> tuple[int, ...]:
     return (numbers,) if isinstance(numbers, int) else tuple(numbers)
 
 
-def shard_map(
+@overload
+def shard_map(f: Callable[P, R], /, **options: Any) -> Callable[P, R]: ...
+@overload
+def shard_map(**options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def shard_map(  # pyright: ignore[reportInconsistentOverload]
     f: Any = MISSING,
     *,
     mesh: Any,
@@ -425,7 +449,13 @@ def _laid_out(mesh: Any, entry: Entry) -> list[Any]:
     ]
 
 
+@overload
+def transform_metadata(f: Callable[P, R], /, **options: Any) -> Callable[P, R]: ...
+@overload
 def transform_metadata(
+    **options: Any,
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def transform_metadata(  # pyright: ignore[reportInconsistentOverload]
     f: Any = MISSING, *, in_axes: Any = 0, out_axes: Any = 0, partition: str | None
 ) -> Any:
     """Gives the axis of a mapped function a name in `out_sharding`, and does only that.

@@ -136,7 +136,7 @@ class Program:
         known = plan.known(opened)
         needs_inputs = self.renewed is not None or self.shardings is not None
         inputs = plan.inputs(opened) if needs_inputs else []
-        with Visit(self.owner.description, known, opened.plain) as visit:
+        with Visit(self.owner.title, known, opened.plain) as visit:
             dynamic = plan.show(visit, opened, values)
             args, kwargs = opened.arguments(dynamic)
             result = self.owner.call(args, kwargs)
@@ -192,7 +192,7 @@ def _input_shardings(owner: Any, opened: Opened, inputs: Sequence[Input]) -> lis
     if type(shardings) is tuple:
         if len(shardings) != len(numbers):
             raise ValueError(
-                f"in_shardings of {owner.description} has {len(shardings)} entries, "
+                f"in_shardings of {owner.title} has {len(shardings)} entries, "
                 f"but the call has {len(numbers)} arguments that are not static"
             )
         by_number = dict(zip(numbers, shardings, strict=True))

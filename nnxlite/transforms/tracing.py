@@ -6,11 +6,13 @@ which of the checks in it failed.
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, overload
 
 import jax
 from jax.experimental import checkify as jax_checkify
+from jax.extend.core import ClosedJaxpr
 
+from ..core.errors import title_of
 from ..core.graph import Putting, Taking
 from ..core.metadata import placed
 from ..core.variable import MISSING
@@ -18,6 +20,9 @@ from .boundary import Departure, Visit, apply
 from .captures import unbound
 from .leaves import Constant, plain_objects
 from .plans import Opened, Plan
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def eval_shape(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -45,8 +50,7 @@ def eval_shape(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     made: list[Taking] = []
 
     def run(values: Sequence[Any]) -> list[Any]:
-        name = getattr(f, "__name__", type(f).__name__)
-        with Visit(f"nnx.eval_shape of '{name}'", None, opened.plain) as visit:
+        with Visit(title_of("nnx.eval_shape", f), None, opened.plain) as visit:
             dynamic = plan.show(visit, opened, values)
             args, kwargs = opened.arguments(dynamic)
             walk = Taking()
@@ -63,7 +67,15 @@ def eval_shape(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return Putting(made[0].records, leaf).put()
 
 
-def make_jaxpr(f: Any = MISSING, *, static_argnums: int | Iterable[int] = ()) -> Any:
+@overload
+def make_jaxpr(f: Callable[P, Any], /, **options: Any) -> Callable[P, ClosedJaxpr]: ...
+@overload
+def make_jaxpr(
+    **options: Any,
+) -> Callable[[Callable[P, Any]], Callable[P, ClosedJaxpr]]: ...
+def make_jaxpr(  # pyright: ignore[reportInconsistentOverload]
+    f: Any = MISSING, *, static_argnums: int | Iterable[int] = ()
+) -> Any:
     """A function that gives the jaxpr of what `f` does to given arguments.
 
     Its inputs are the arrays of the arguments, objects before bare arrays; its outputs
@@ -85,7 +97,6 @@ def make_jaxpr(f: Any = MISSING, *, static_argnums: int | Iterable[int] = ()) ->
     numbers = (static_argnums,) if isinstance(static_argnums, int) else static_argnums
     constant = frozenset(numbers)
     function, own_args, own_kwargs = unbound(f)
-    name = getattr(f, "__name__", type(f).__name__)
 
     def traced(*args: Any, **kwargs: Any) -> Any:
         chosen = {n % len(args) for n in constant}
@@ -96,7 +107,7 @@ def make_jaxpr(f: Any = MISSING, *, static_argnums: int | Iterable[int] = ()) ->
         assert arrays is not None
 
         def run(*values: Any) -> Departure:
-            with Visit(f"nnx.make_jaxpr of '{name}'", None, opened.plain) as visit:
+            with Visit(title_of("nnx.make_jaxpr", f), None, opened.plain) as visit:
                 args, kwargs = opened.arguments(plan.show(visit, opened, values))
                 args = [x.value if isinstance(x, Constant) else x for x in args]
                 return visit.depart(function(*args, **kwargs))
@@ -106,7 +117,9 @@ def make_jaxpr(f: Any = MISSING, *, static_argnums: int | Iterable[int] = ()) ->
     return functools.update_wrapper(traced, f, updated=())
 
 
-def checkify(f: Callable[..., Any], errors: Any = jax_checkify.user_checks) -> Any:
+def checkify(
+    f: Callable[P, R], errors: Any = jax_checkify.user_checks
+) -> Callable[P, tuple[jax_checkify.Error, R]]:
     """A function that returns `(error, result)`, after what `f` does to objects.
 
     Args:
@@ -127,13 +140,12 @@ def checkify(f: Callable[..., Any], errors: Any = jax_checkify.user_checks) -> A
       >>> error.get().splitlines()[0]
       'scale must be positive (`check` failed)'
     """
-    name = getattr(f, "__name__", type(f).__name__)
 
-    def checked(*args: Any, **kwargs: Any) -> Any:
+    def checked(*args: P.args, **kwargs: P.kwargs) -> Any:
         plain = plain_objects([*args, *kwargs.values()])
 
         def run() -> Departure:
-            with Visit(f"nnx.checkify of '{name}'", plain=plain) as visit:
+            with Visit(title_of("nnx.checkify", f), plain=plain) as visit:
                 return visit.depart(f(*args, **kwargs))
 
         error, departure = jax_checkify.checkify(run, errors)()
