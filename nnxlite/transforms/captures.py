@@ -16,7 +16,6 @@ import inspect
 import types
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from operator import call, is_
 from typing import Any
 
 import jax
@@ -43,9 +42,10 @@ class View:
     """What one function sees, as far as it is found by following functions.
 
     `contained` are the functions in containers, which are followed too.
-    `reads` read the places whose values settle what else is seen; as long as they hold
-    the `expected` objects, `constants` holds too. `watched` are the places with
-    containers, whose contents may change in place and are read anew at every look.
+    `pinned` are the places whose values settle what else is seen, each a reader and a
+    reference: as long as they hold these objects, `constants` holds too. `watched` are
+    the places with containers, whose contents may change in place and are read anew at
+    every look.
 
     Args:
       function: whose view it is.
@@ -59,11 +59,10 @@ class View:
     __slots__ = (
         "constants",
         "contained",
-        "expected",
         "function",
         "ignored",
         "objects",
-        "reads",
+        "pinned",
         "token",
         "tokens",
         "watched",
@@ -78,8 +77,7 @@ class View:
         self.function = function
         self.tokens = tokens
         self.ignored = ignored
-        self.reads: list[Callable[[], Any]] = []
-        self.expected: list[Callable[[], Any]] = []
+        self.pinned: list[tuple[Callable[[], Any], Callable[[], Any]]] = []
         self.watched: list[tuple[Place, Callable[[], Any]]] = []
         self.objects: list[Callable[[], Any]] = []
         self.contained: list[Any] = []
@@ -125,16 +123,17 @@ class View:
             expected: Callable[[], Any] = weakref.ref(value)
         except TypeError:  # numbers, strings: kept, so that their id stays taken
             expected = functools.partial(_same, value)
-        self.reads.append(read)
-        self.expected.append(expected)
+        self.pinned.append((read, expected))
 
     def is_current(self) -> bool:
         """True while every pinned place holds the object that it held."""
-        held, expected = map(call, self.reads), map(call, self.expected)
         try:
-            return all(map(is_, held, expected))
+            for read, expected in self.pinned:
+                if read() is not expected():
+                    return False
         except ValueError:  # a closure's variable has no value now
             return False
+        return True
 
     def look(self) -> tuple[list[Any], Hashable]:
         """The objects seen now, and a key of everything else seen."""
@@ -231,8 +230,8 @@ def sees_arrays(value: Any) -> bool:
     if not is_followed(value):
         return False
     view = View(value)
-    places = [*view.reads, *(read for _, read in view.watched)]
-    return any(isinstance(x, jax.Array) for read in places for x in flatten(read())[0])
+    reads = [*(read for read, _ in view.pinned), *(read for _, read in view.watched)]
+    return any(isinstance(x, jax.Array) for read in reads for x in flatten(read())[0])
 
 
 def is_followed(value: Any) -> bool:

@@ -67,7 +67,7 @@ class Jitted(Generic[P, R]):
         self.donates: Any = donate or _argument_names(
             self.function, donate_argnums, donate_argnames, offset
         )
-        self._brings = bool(self._args or self._kwargs)
+        self._prepares = bool(self._args or self._kwargs or self._static)
         self._plans = Plans(lambda: Program(self))
         self._view: View | None = None
         self._tokens: dict[Hashable, object] = {}
@@ -87,47 +87,53 @@ class Jitted(Generic[P, R]):
         return [n for n in own if not {n, n - count} & self._static]
 
     def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opened:
-        if self._brings:
-            args, kwargs = self._args + args, {**self._kwargs, **kwargs}
-        if self._static:
-            args = tuple(
-                Constant(x) if {n, n - len(args)} & self._static else x
-                for n, x in enumerate(args)
-            )
-            kwargs = {
-                k: Constant(x) if k in self._static else x for k, x in kwargs.items()
-            }
+        if self._prepares:
+            args, kwargs = self._prepared(args, kwargs)
         view = self._view
         if view is None or not view.is_current():
             ignored = view.ignored if view is not None else frozenset()
             view = self._view = View(self.function, self._tokens, ignored)
-        return Opened(args, kwargs, *view.look(), view.ignored)
+        captured, constants = view.look()
+        return Opened(args, kwargs, captured, constants, view.ignored)
+
+    def _prepared(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with those that the function brings, static ones marked."""
+        args, kwargs = self._args + args, {**self._kwargs, **kwargs}
+        static = self._static
+        numbered = enumerate(args)
+        args = tuple(
+            Constant(x) if {n, n - len(args)} & static else x for n, x in numbered
+        )
+        return args, {k: Constant(x) if k in static else x for k, x in kwargs.items()}
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         opened = self._open(args, kwargs)
         plan, values = self._plans.find(opened)
+        program = plan.program
         stack = calls.stack
         stack.append((plan, opened))
         try:
-            jitted, *arrays = plan.program.staged(plan, opened, values)
             if everywhere:
                 with neutral_level():
-                    departure = jitted(*arrays)
+                    departure = program(plan, opened, values)
             else:
-                departure = jitted(*arrays)
+                departure = program(plan, opened, values)
         finally:
             stack.pop()
-        if plan.program.was_traced:
+        if program.was_traced:
             self._ignore_effects(plan, opened)
-        record, outputs, result = departure
         if not everywhere:
+            record, outputs, result = departure
             cells = plan.cells_of(record)
-            if cells is not None and (
-                not cells or get_opaque_trace_state() == NO_TRACE
-            ):
-                for cell, value in zip(cells, outputs, strict=True):
-                    cell.value = value
-                return result
+            if cells is not None:
+                if not cells:
+                    return result
+                if get_opaque_trace_state() == NO_TRACE:
+                    for cell, value in zip(cells, outputs, strict=True):
+                        cell.value = value
+                    return result
         return apply(departure, plan.known(opened), opened.plain)
 
     def _ignore_effects(self, plan: Plan, opened: Opened) -> None:

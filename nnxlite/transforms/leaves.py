@@ -83,7 +83,14 @@ def adopt(cls: type) -> None:
     def open_one(value: Any) -> tuple[list[Any], Any]:
         return _jax_registry.flatten(value, lambda x: x is not value)
 
-    _registry.register_node(cls, open_one, lambda treedef, xs: treedef.unflatten(xs))
+    def open_one_with_keys(value: Any) -> tuple[list[Any], Any]:
+        pairs, treedef = jax.tree.flatten_with_path(value, lambda x: x is not value)
+        return [(key, child) for (key,), child in pairs], treedef
+
+    def close(treedef: Any, children: Any) -> Any:
+        return treedef.unflatten(children)
+
+    _registry.register_node(cls, open_one, close, open_one_with_keys)
     kinds[cls] = CONTAINER
 
 

@@ -107,9 +107,7 @@ class Opened:
             names = sorted(kwargs)
             key.append(tuple(names))
             args += tuple(kwargs[name] for name in names)
-        self._sort(args, key)
-        if captured:
-            self._sort(captured, key)
+        self._sort((*args, *captured) if captured else args, key)
         self.key = tuple(key)
 
     def with_view(self, view: View) -> "Opened":

@@ -54,6 +54,13 @@ class Program:
         self.was_traced = False
         self._traced: Any = None
 
+    def __call__(self, plan: Plan, opened: Opened, values: list[Any]) -> Departure:
+        """Runs the program."""
+        if self.jitted is not None and self.donated is None:
+            return self.jitted(values)
+        jitted, *arrays = self.staged(plan, opened, values)
+        return jitted(*arrays)
+
     def staged(self, plan: Plan, opened: Opened, values: list[Any]) -> tuple[Any, ...]:
         """The `jax.jit`, built at the first call, and its arguments for this call."""
         if self.jitted is None:

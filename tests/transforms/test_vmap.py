@@ -861,3 +861,12 @@ def test_captured_objects_are_not_kept_alive():
     del model
     gc.collect()
     assert reference() is None
+
+
+def test_axes_by_path_of_a_state():
+    state = nnx.State({"a": {"kernel": nnx.Param(jnp.ones((3, 2)))}, "b": jnp.ones(3)})
+    axes = nnx.StateAxes({nnx.PathContains("kernel"): 0, ...: None})
+
+    summed = nnx.vmap(lambda s: s.a.kernel.sum() + s.b.sum(), in_axes=(axes,))(state)
+
+    np.testing.assert_array_equal(summed, [5.0, 5.0, 5.0])
