@@ -24,6 +24,7 @@ from .filters import Filter, to_predicate
 from .frames import Stamp
 from .paths import Key, Path, format_path, sorted_keys
 from .reprs import node_repr
+from .sowing import perturb, sow
 from .statics import Static
 from .variable import MISSING, Variable
 
@@ -194,6 +195,9 @@ class Module(Pytree):
       >>> net(jnp.ones((4, 2))).shape
       (4, 3)
     """
+
+    sow = sow
+    perturb = perturb
 
     def train(self, **attributes: Any) -> None:
         """Sets `deterministic=False, use_running_average=False` here and below."""

@@ -29,6 +29,7 @@ class Net(nnx.Module):
     def __init__(self, number: int, common: Leaf):
         self.w = nnx.Param(jnp.full(2, number, jnp.float32))
         self.count = nnx.BatchStat(jnp.int32(number))
+        self.total = nnx.Intermediate(jnp.zeros(2))
         self.norm = nnx.BatchNorm(2, momentum=0.5, rngs=nnx.Rngs(number))
         self.rngs = nnx.Rngs(number)
         self.left = self.right = Leaf(jnp.full(2, number + 1, jnp.float32))
@@ -157,6 +158,19 @@ def rng_draw(a: Net, b: Net, c: Net, x: Any) -> Any:
 def batch_statistics(a: Net, b: Net, c: Net, x: Any) -> Any:
     a.norm(jnp.stack([x, x + 2]))
     return x + a.norm.mean
+
+
+@effect("structure", "varying")
+def sow(a: Net, b: Net, c: Net, x: Any) -> Any:
+    a.sow(nnx.Intermediate, "seen", x)
+    a.sow("intermediates", "seen", {"sum": x + a.w})
+    return a.layers[0].perturb("change", x)
+
+
+@effect("varying", "writes")
+def sow_into_a_total(a: Net, b: Net, c: Net, x: Any) -> Any:
+    b.sow(nnx.Intermediate, "total", x, lambda total, x: total + x, lambda: 0)
+    return x + b.total
 
 
 @effect("varying", "writes")
