@@ -340,7 +340,8 @@ def first_difference(
             same = type(here) is type(there) and hash(here) == hash(there)
             same = same and here == there
         if not same:
-            return path, _described(here), _described(there)
+            shown, other = _described(here), _described(there)
+            return path, shown, f"another {other}" if shown == other else other
         keys = here.keys if isinstance(here, (NodeRecord, ContainerRecord)) else ()
         return next(filter(None, (compare((*path, key)) for key in keys)), None)
 

@@ -77,6 +77,11 @@ def merge(
     if isinstance(graphdef, GraphState):
         states = (graphdef, *states)
         graphdef = graphdef.graphdef
+    if not isinstance(graphdef, GraphDef):
+        raise TypeError(
+            "nnx.merge takes a GraphDef and then States, nnx.merge(graphdef, *states), "
+            f"but the first argument is a {type(graphdef).__name__}"
+        )
     leaves: dict[Path, Any] = {}
     for part in states:
         leaves.update(_leaf_pairs(part, graphdef.paths))

@@ -204,6 +204,13 @@ class Stack(Module):
         remat: Any = False,
         unroll: int | bool = 1,
     ):
+        if not callable(make_layer) or isinstance(make_layer, Module):
+            raise TypeError(
+                "nnx.Stack needs a function that makes a layer, nnx.Stack(lambda rngs: "
+                f"nnx.Linear(3, 3, rngs=rngs), {n}, rngs=rngs), and got a "
+                f"{type(make_layer).__name__}. Of layers that exist, "
+                "nnx.Stack.from_layers([...]) makes one"
+            )
         if n < 1:
             raise ValueError(f"nnx.Stack needs at least one layer, not {n}")
         make = vmap(make_layer, in_axes=None, axis_size=n, split_rngs=True)

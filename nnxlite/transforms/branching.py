@@ -121,7 +121,7 @@ def _choose(
             raise TypeError(
                 f"the branches of {transform} must do the same but for values, and "
                 f"{where} differs: {here} in {first.name}, {there} in {other.name}. "
-                "Do in each what one of them does"
+                "Both must set, delete and return the same; only values may differ"
             )
     written = list(dict.fromkeys(v for b in branches for v in b.parting.variables))
     before = {variable: variable.raw_value for variable in written}

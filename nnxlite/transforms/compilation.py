@@ -120,6 +120,9 @@ class Jitted(Generic[P, R]):
                     departure = program(plan, opened, values)
             else:
                 departure = program(plan, opened, values)
+        except jax.errors.JAXTypeError as error:
+            program.explain(error, plan, opened)
+            raise
         finally:
             stack.pop()
         if program.was_traced:
@@ -160,6 +163,9 @@ class Jitted(Generic[P, R]):
         try:
             jitted, *arrays = plan.program.staged(plan, opened, values)
             stage = Stage(getattr(jitted, verb)(*arrays), self, plan.program)
+        except jax.errors.JAXTypeError as error:
+            plan.program.explain(error, plan, opened)
+            raise
         finally:
             calls.stack.pop()
         if plan.program.was_traced:

@@ -18,6 +18,7 @@ from ..core.graph import ArrayRecord, VariableRecord
 from ..core.metadata import Metadata
 from ..core.module import iter_nodes, key_of
 from ..core.paths import Key, Path, format_path
+from ..core.rngs import RngState
 from ..core.variable import MISSING, Variable
 from .axes import Names, with_axis, without_axis
 from .boundary import RESULT, Packing, Visit, apply, numbers_as_arrays
@@ -171,14 +172,16 @@ class Entry:
         """Raises ValueError if a Variable of a broadcast argument was written."""
         for variable in written:
             if self.by_variable.get(variable, MISSING) is None:
-                raise self._written(name_of(variable))
+                raise self._written(variable)
 
-    def _written(self, name: str) -> ValueError:
+    def _written(self, obj: Any, key: Key | None = None) -> ValueError:
+        name = name_of(obj) if key is None else f"{key!r} of {name_of(obj)}"
+        keys = "give each step keys of its own, with split_rngs=True, or "
         return ValueError(
             f"{name} is written in {self.transform}, but {self.kind} says None for it: "
-            "it is the same in all steps, and the write would be lost. Let it be "
-            "carried, with nnx.StateAxes({...: nnx.Carry}) for its argument, or slice "
-            "it"
+            "it is the same in all steps, and the write would be lost. To keep it, "
+            f"{keys if isinstance(obj, RngState) else ''}let it be carried, with "
+            "nnx.StateAxes({...: nnx.Carry}) for its argument, or slice it"
         )
 
     def is_carried(self, node: Any, key: Key, leaf: Any) -> bool:
@@ -189,7 +192,7 @@ class Entry:
         """
         label = self.label_of_node(node, (key,), leaf)
         if label is None and id(node) in self._nodes:
-            raise self._written(f"{key!r} of {name_of(node)}")
+            raise self._written(node, key)
         return type(label) is not int
 
     def not_sliced(self, exit: "Exit") -> list[tuple[Any, str]]:

@@ -4,6 +4,9 @@ A program is one `jax.jit` over flat lists of arrays. When JAX traces it, the pl
 the arguments of the call that is under way say which objects the arrays belong to.
 """
 
+import functools
+import inspect
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,11 +16,14 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
+from ..core.errors import name_of
 from ..core.frames import Frame
 from ..core.graph import Taking
 from ..core.module import key_of
+from ..core.paths import format_path
 from ..core.variable import Variable
 from .boundary import Departure, Visit
+from .captures import positional_parameters
 from .leaves import DYNAMIC, flatten, flatten_with_path, kind_of
 from .plans import Input, Opened, Plan
 from .prefixes import label_of, object_labels
@@ -86,7 +92,7 @@ class Program:
             options["donate_argnums"] = (1,)
             if self.shardings is not None:
                 options["in_shardings"] = _parted(self.shardings, self.donated)
-        self.jitted = owner.stage(self.run, **options)
+        self.jitted = owner.stage(self._named(), **options)
 
     def _choose_donated(
         self,
@@ -102,7 +108,7 @@ class Program:
         and if a result has its shape and dtype, so that it can be used again.
         """
         if self.owner.donates == "state":
-            traced = jax.jit(self.run, **options).trace(values)
+            traced = jax.jit(self._named(), **options).trace(values)
             known = plan.known(opened)
             record, *_ = traced.out_info
             written = {id(known[n]) for n in record.written}
@@ -115,7 +121,7 @@ class Program:
                 for number, x in enumerate(inputs)
             ]
             self.renewed = wanted
-            traced = jax.jit(self.run, **options).trace(values)
+            traced = jax.jit(self._named(), **options).trace(values)
         results = jax.tree.leaves(traced.out_info)
         free = Counter((x.shape, x.dtype) for x in results)
         donated: list[bool] = []
@@ -126,6 +132,42 @@ class Program:
         if any(donated):
             self.donated = self.renewed = donated
             self._traced = traced
+
+    def _named(self) -> Any:
+        """`run` under the user's name, for errors, profiles and HLO."""
+
+        def run(kept: Sequence[Any], donated: Sequence[Any] = ()) -> Departure:
+            return self.run(kept, donated)
+
+        signature = inspect.signature(run)
+        functools.update_wrapper(run, self.owner.function, updated=())
+        run.__signature__ = signature
+        return run
+
+    def explain(self, error: Exception, plan: Plan, opened: Opened) -> None:
+        """Puts the user's names into an error of JAX that speaks of our lists."""
+
+        def place(found: re.Match[str]) -> str:
+            number = int(found[2])
+            if self.donated is not None:
+                own = [
+                    n for n, x in enumerate(self.donated) if x == (found[1] != "kept")
+                ]
+                number = own[number]
+            source = plan.inputs(opened)[number]
+            if source.argument is None:
+                return name_of(source.leaf)
+            return format_path(source.path, root=self._parameter(source.argument))
+
+        if error.args and isinstance(error.args[0], str):
+            text = re.sub(r"\b(kept|donated)\[(\d+)\]", place, error.args[0])
+            error.args = (text, *error.args[1:])
+
+    def _parameter(self, argument: int | str) -> str:
+        if isinstance(argument, str):
+            return argument
+        names = positional_parameters(self.owner.function)
+        return names[argument] if argument < len(names) else f"args[{argument}]"
 
     def run(self, kept: Sequence[Any], donated: Sequence[Any] = ()) -> Departure:
         """What JAX traces."""

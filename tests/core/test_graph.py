@@ -954,3 +954,9 @@ def test_broken_static_equality_names_the_attribute():
     ):
         nnx.graphdef(module)
     before.check()
+
+
+def test_merge_with_the_state_first():
+    graphdef, state = nnx.split(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+    with pytest.raises(TypeError, match=r"nnx\.merge\(graphdef, \*states\).*a State"):
+        nnx.merge(state, graphdef)

@@ -251,3 +251,10 @@ def test_a_filter_that_matches_no_stream() -> None:
     each = nnx.vmap(lambda x: dropout(x), split_rngs="dropuot")
     with pytest.raises(ValueError, match="split_rngs='dropuot' matches no random"):
         each(jnp.ones((2, 3)))
+
+
+def test_layers_instead_of_a_function_that_makes_one() -> None:
+    layers = [nnx.Linear(2, 2, rngs=nnx.Rngs(seed)) for seed in range(2)]
+    for given in (layers, layers[0]):
+        with pytest.raises(TypeError, match=r"makes a layer.*nnx\.Stack\.from_layers"):
+            nnx.Stack(given, 2, rngs=nnx.Rngs(0))  # type: ignore[arg-type]

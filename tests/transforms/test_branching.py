@@ -506,3 +506,11 @@ def test_fresh_but_equal_functions_trace_once(choose: Any):
         call(number % 2 == 0, cell)
         assert int(cell.count[...]) == (1 if number % 2 == 0 else 0)
     assert len(traces) == 1
+
+
+def test_branches_that_return_different_objects() -> None:
+    one, two = nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    with pytest.raises(
+        TypeError, match=r"the result differs: Linear.* in true_fun, another Linear.* "
+    ):
+        nnx.cond(True, lambda a, b: a, lambda a, b: b, one, two)

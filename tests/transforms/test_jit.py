@@ -2863,3 +2863,65 @@ def test_a_value_of_another_kind_between_two_nested_calls_is_seen() -> None:
     module.v = nnx.Param(jnp.ones(2))
     assert tuple(map(bool, twice(module))) == (False, True)
     assert module.v.value == "text"
+
+
+# Errors of JAX speak of the user's function and arguments
+
+
+class Signed(nnx.Module):
+    def __init__(self):
+        self.inner = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        self.table = nnx.Variable(jnp.arange(3))
+
+    def branch(self, x: Any) -> Any:
+        return x if self.inner.kernel[0, 0] > 0 else -x
+
+    def loop(self, x: Any) -> Any:
+        for _ in range(self.table[1]):
+            x = x + 1
+        return x
+
+
+ERRORS: dict[str, tuple[Callable[[Signed, Any], Any], str]] = {
+    "method": (lambda m, x: nnx.jit(m.branch)(x), r"self\.inner\.kernel"),
+    "decorated": (nnx.jit(Signed.branch), r"self\.inner\.kernel"),
+    "integer": (lambda m, x: nnx.jit(m.loop)(x), r"self\.table"),
+    "lowered": (lambda m, x: nnx.jit(m.branch).lower(x), r"self\.inner\.kernel"),
+    "array": (nnx.jit(lambda m, x: 1 if x[0] else 2), r"the argument x"),
+    "keyword": (lambda m, x: nnx.jit(lambda y: 1 if y[0] else 2)(y=x), "argument y"),
+    "part": (lambda m, x: nnx.jit(lambda ys: 1 if ys["a"][0] else 2)({"a": x}), "ys.a"),
+    "captured": (
+        lambda m, x: nnx.jit(lambda x: x if m.table[1] else -x)(x),
+        r"the argument Variable 'Signed\.table'",
+    ),
+    "donated": (
+        nnx.jit(lambda m, x: m.branch(x), donate_argnums=0),
+        r"m\.inner\.kernel",
+    ),
+    "vmap": (
+        lambda m, x: nnx.vmap(Signed.branch, in_axes=(None, 0))(m, x),
+        r"args\[0\]\.inner\.kernel",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_of_jax_name_the_argument(name: str) -> None:
+    call, place = ERRORS[name]
+    with pytest.raises(jax.errors.JAXTypeError, match=place) as caught:
+        call(Signed(), jnp.ones(2))
+    assert "kept[" not in str(caught.value) and "donated[" not in str(caught.value)
+
+
+def test_errors_and_programs_name_the_function() -> None:
+    step = nnx.jit(Signed.branch)
+    with pytest.raises(jax.errors.TracerBoolConversionError, match=r"branch at .*jit"):
+        step(Signed(), jnp.ones(2))
+    lowered = nnx.jit(Signed.loop, static_argnums=1).lower
+    with pytest.raises(jax.errors.TracerIntegerConversionError, match=r"loop at "):
+        lowered(Signed(), 1)
+
+    def double(x: Any) -> Any:
+        return 2 * x
+
+    assert "jit_double" in nnx.jit(double).lower(jnp.ones(2)).as_text()

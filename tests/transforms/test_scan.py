@@ -834,3 +834,10 @@ def test_fresh_but_equal_functions_trace_once():
 
     assert [float(call(start)) for start in (0.0, 1.0, 2.0)] == [3.0, 4.0, 5.0]
     assert len(traces) == 1
+
+
+def test_a_broadcast_stream_that_is_drawn_from() -> None:
+    dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+    each = nnx.scan(lambda d, x: d(x), in_axes=(None, 0), out_axes=0)
+    with pytest.raises(ValueError, match="keys of its own, with split_rngs=True"):
+        each(dropout, jnp.ones((3, 2)))
