@@ -10,28 +10,7 @@ import pytest
 
 import nnxlite as nnx
 
-from ..properties.comparison import Snapshot
-from ..properties.programs import reachable
-
-
-class Cell(nnx.Module):
-    def __init__(self):
-        self.count = nnx.Variable(jnp.zeros((), jnp.int32))
-        self.part = nnx.Dict(w=nnx.Param(jnp.ones(2)))
-        self.same = self.part
-        self.array = jnp.ones(2)
-
-
-class Trainer:
-    """A plain object that holds a model."""
-
-    def __init__(self):
-        self.model = Cell()
-        self.array = jnp.ones(2)
-
-
-def snapshot(*roots: Any) -> Snapshot:
-    return Snapshot(reachable(roots))
+from .cells import Cell, Trainer, snapshot
 
 
 def by_cond(taken: Any, yes: Any, no: Any, *operands: Any) -> Any:

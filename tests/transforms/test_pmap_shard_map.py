@@ -18,8 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import nnxlite as nnx
 
-from ..properties.comparison import Snapshot
-from ..properties.programs import reachable
+from .cells import Trainer, snapshot
 
 P = PartitionSpec
 COUNT = jax.device_count()
@@ -32,19 +31,8 @@ LEVELS = pytest.mark.parametrize("wrap", [lambda f: f, nnx.jit], ids=["top", "ji
 X = jnp.arange(8.0).reshape(4, 2)
 
 
-class Trainer:
-    """A plain object that holds a model."""
-
-    def __init__(self):
-        self.model = linear()
-
-
 def linear() -> Any:
     return nnx.Linear(2, 4, rngs=nnx.Rngs(0))
-
-
-def snapshot(*roots: Any) -> Snapshot:
-    return Snapshot(reachable(roots))
 
 
 # shard_map
@@ -148,7 +136,7 @@ def test_shard_map_of_a_plain_object():
         trainer.note = "done"
         return trainer.model(x)
 
-    trainer = Trainer()
+    trainer = Trainer(linear())
     nnx.shard_map(f, in_specs=(P(), P("d")), **specs)(trainer, X)
     np.testing.assert_array_equal(trainer.model.bias, np.ones(4))
     assert trainer.note == "done"

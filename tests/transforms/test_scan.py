@@ -11,20 +11,10 @@ import pytest
 
 import nnxlite as nnx
 
-from ..properties.comparison import Snapshot
-from ..properties.programs import reachable
+from .cells import Cell, Trainer, snapshot
 
 STEPS = 3
 Carry = nnx.Carry
-
-
-class Cell(nnx.Module):
-    """A counter, and a part that is reached twice."""
-
-    def __init__(self):
-        self.count = nnx.Variable(jnp.zeros((), jnp.int32))
-        self.part = nnx.Dict(w=nnx.Param(jnp.ones(2)))
-        self.same = self.part
 
 
 class Mixed(nnx.Module):
@@ -55,14 +45,6 @@ class Method(nnx.Module):
 MIXED = nnx.StateAxes({nnx.Param: 0, nnx.BatchStat: None, ...: Carry})
 
 
-class Trainer:
-    """A plain object that holds a model."""
-
-    def __init__(self):
-        self.model = Cell()
-        self.array = jnp.ones(2)
-
-
 def stack(size: int = STEPS) -> Any:
     make = nnx.vmap(
         lambda rngs: nnx.Linear(2, 2, rngs=rngs),
@@ -78,10 +60,6 @@ def member(stacked: Any, number: int) -> Any:
     alone.kernel.value = stacked.kernel[number]
     alone.bias.value = stacked.bias[number]
     return alone
-
-
-def snapshot(*roots: Any) -> Snapshot:
-    return Snapshot(reachable(roots))
 
 
 # D93, D94: layers and carries

@@ -15,8 +15,7 @@ import pytest
 
 import nnxlite as nnx
 
-from ..properties.comparison import Snapshot
-from ..properties.programs import reachable
+from .cells import Trainer, snapshot
 
 SIZE = 3
 
@@ -29,14 +28,6 @@ class Net(nnx.Module):
         self.count = nnx.BatchStat(jnp.zeros((), jnp.int32))
         self.name = nnx.Variable("net")
         self.size = 3
-
-
-class Trainer:
-    """A plain object that holds a model."""
-
-    def __init__(self):
-        self.model = Net()
-        self.array = jnp.ones(2)
 
 
 class Block(nnx.Module):
@@ -64,10 +55,6 @@ def stack(size: int = SIZE) -> Any:
         split_rngs=True,
     )
     return make(nnx.Rngs(0))
-
-
-def snapshot(*roots: Any) -> Snapshot:
-    return Snapshot(reachable(roots))
 
 
 # D88: construction
@@ -585,7 +572,7 @@ def test_bare_arrays_of_objects_are_sliced():
 
 
 def test_a_plain_object_is_seen_like_what_is_captured():
-    trainer = Trainer()
+    trainer = Trainer(Net())
 
     def f(trainer: Any, x: Any) -> Any:
         trainer.model.count += 1
@@ -600,7 +587,7 @@ def test_a_plain_object_is_seen_like_what_is_captured():
 
 
 def test_a_field_of_a_plain_object_must_be_the_same_in_all_lanes():
-    trainer = Trainer()
+    trainer = Trainer(Net())
     before = dict(vars(trainer))
 
     def f(trainer: Any, x: Any) -> None:
@@ -615,7 +602,7 @@ def test_a_plain_object_with_an_axis_raises():
     with pytest.raises(
         ValueError, match=r"args\[0\] of nnx\.vmap is a Trainer, .*label 0: give None"
     ):
-        nnx.vmap(lambda t, x: x)(Trainer(), jnp.arange(3.0))
+        nnx.vmap(lambda t, x: x)(Trainer(Net()), jnp.arange(3.0))
 
 
 # Metadata
