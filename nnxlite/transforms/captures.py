@@ -25,7 +25,7 @@ from ..core.frames import is_local
 from ..core.module import Pytree
 from ..core.statics import SMALL_BYTES, static_key
 from ..core.variable import Variable
-from .leaves import flatten
+from .leaves import PLAIN, STATIC, flatten, has_fields, kind_of, of_library
 
 # Functions of these packages hold none of the user's objects, and see a lot.
 _NOT_FOLLOWED = frozenset(
@@ -78,7 +78,7 @@ class View:
         self.tokens = tokens
         self.ignored = ignored
         self.pinned: list[tuple[Callable[[], Any], Callable[[], Any]]] = []
-        self.watched: list[tuple[Place, Callable[[], Any]]] = []
+        self.watched: list[tuple[Callable[[], Any], Place]] = []
         self.objects: list[Callable[[], Any]] = []
         self.contained: list[Any] = []
         constants: list[tuple[Place, Hashable]] = []
@@ -103,7 +103,7 @@ class View:
                     waiting.append(value)
                     constants.append((place, own_part(value)))
                 elif _may_change_inside(value):
-                    self.watched.append((place, read))
+                    self.watched.append((read, place))
                     if place not in ignored:
                         inner = [x for x in flatten(value)[0] if is_followed(x)]
                         self.contained += inner
@@ -143,7 +143,7 @@ class View:
         functions: list[Any] = []
         keys = [
             _contents(read, objects, functions, place in self.ignored)
-            for place, read in self.watched
+            for read, place in self.watched
         ]
         if list(map(id, functions)) != list(map(id, self.contained)):
             self.__init__(self.function, self.tokens, self.ignored)
@@ -170,7 +170,7 @@ class View:
     def _by_place(self, seen: Any) -> dict[Place, Hashable]:
         places = dict(self.constants)
         if self.watched:
-            watched = [place for place, _ in self.watched]
+            watched = [place for _, place in self.watched]
             places.update(zip(watched, seen[1:], strict=True))
         return places
 
@@ -223,15 +223,39 @@ def _same(value: Any) -> Any:
     return value
 
 
-def sees_arrays(value: Any) -> bool:
-    """True if a value is a function, or a list of them, that captures bare arrays."""
-    if isinstance(value, (list, tuple)):
-        return any(map(sees_arrays, value))
-    if not is_followed(value):
-        return False
-    view = View(value)
-    reads = [*(read for read, _ in view.pinned), *(read for _, read in view.watched)]
-    return any(isinstance(x, jax.Array) for read in reads for x in flatten(read())[0])
+def goes_stale(arguments: Any) -> bool:
+    """True if a program of these arguments may hold what changes unseen.
+
+    So it is with what a function among them sees: bare arrays, which would be constants
+    of the program, and objects and classes of the user, whose attributes are not read
+    at each call. Other attributes than those of Modules are not read either.
+    """
+    for leaf in flatten(arguments)[0]:
+        if is_followed(leaf):
+            view = View(leaf)
+            reads = [read for read, _ in view.pinned + view.watched]
+            seen = [x for read in reads for x in flatten(read())[0]]
+            if any(isinstance(x, jax.Array) or _may_change_unseen(x) for x in seen):
+                return True
+        elif kind_of(leaf) == PLAIN:
+            if any(map(_may_change_unseen, flatten(list(vars(leaf).values()))[0])):
+                return True
+        elif _may_change_unseen(leaf):
+            return True
+    return False
+
+
+def _may_change_unseen(value: Any) -> bool:
+    if isinstance(value, type):
+        return any(
+            not (name.startswith("_") or callable(x) or hasattr(x, "__get__"))
+            for cls in value.__mro__
+            if not of_library(cls)
+            for name, x in vars(cls).items()
+        )
+    parameters = getattr(value, "__dataclass_params__", None)
+    is_frozen = parameters is not None and parameters.frozen
+    return kind_of(value) in (PLAIN, STATIC) and has_fields(value) and not is_frozen
 
 
 def is_followed(value: Any) -> bool:

@@ -5,6 +5,7 @@ for each structure a program (`programs`). A warm call finds its plan, gathers t
 arrays, calls JAX, and writes back what the function wrote.
 """
 
+import contextlib
 import functools
 import inspect
 import types
@@ -13,12 +14,12 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import jax
 
-from ..core.errors import title_of
+from ..core.errors import HiddenError, title_of
 from ..core.frames import NO_TRACE, everywhere, is_outermost, neutral_level
 from ..core.variable import MISSING
 from ..core.workarounds import get_opaque_trace_state
 from .boundary import apply
-from .captures import View, sees_arrays, unbound
+from .captures import View, goes_stale, unbound
 from .leaves import Constant
 from .plans import Opened, Plan, Plans
 from .programs import Program, calls
@@ -364,8 +365,8 @@ def compiled_at_top(transform: str) -> Callable[[Callable[P, R]], Callable[P, R]
     """A decorator for transforms that JAX would trace anew at every call.
 
     Outside all transforms the function is compiled, so that equal calls trace once.
-    Inside one it is called as it is, and so it is where a function that is transformed
-    captures bare arrays: these would be constants of the program.
+    Inside one it is called as it is, and so it is where a program could go stale (see
+    `goes_stale`), or where a function reaches objects that it does not visibly see.
 
     Args:
       transform: what error messages call it.
@@ -376,8 +377,9 @@ def compiled_at_top(transform: str) -> Callable[[Callable[P, R]], Callable[P, R]
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            if is_outermost() and not any(map(sees_arrays, args)):
-                return compiled(*args, **kwargs)
+            if is_outermost() and not goes_stale((args, kwargs)):
+                with contextlib.suppress(HiddenError):
+                    return compiled(*args, **kwargs)
             return function(*args, **kwargs)
 
         return call

@@ -64,7 +64,7 @@ def kind_of(leaf: Any) -> int:
         kind = DYNAMIC
     elif _jax_registry.flatten_one_level(leaf) is not None:
         return CONTAINER
-    elif not _may_hold_objects(leaf):
+    elif not has_fields(leaf):
         kind = STATIC
     else:
         return PLAIN if any(map(_is_object, vars(leaf).values())) else STATIC
@@ -94,16 +94,19 @@ def adopt(cls: type) -> None:
     kinds[cls] = CONTAINER
 
 
-def _may_hold_objects(leaf: Any) -> bool:
+def has_fields(leaf: Any) -> bool:
     """True for instances of user classes with attributes, as a Trainer is one."""
-    cls = type(leaf)
+    not_looked_into = (type, types.FunctionType, types.ModuleType, enum.Enum)
     return (
         hasattr(leaf, "__dict__")
-        and cls.__module__.partition(".")[0] not in _LIBRARIES
-        and not isinstance(
-            leaf, (type, types.FunctionType, types.ModuleType, enum.Enum)
-        )
+        and not of_library(type(leaf))
+        and not isinstance(leaf, not_looked_into)
     )
+
+
+def of_library(cls: type) -> bool:
+    """True for classes of Python and of packages whose objects hold none of ours."""
+    return cls.__module__.partition(".")[0] in _LIBRARIES
 
 
 def _is_object(value: Any) -> bool:

@@ -4,6 +4,7 @@ All float Variables and arrays of an argument are differentiated. Tangents of an
 object are States, as gradients are; what one leaves out is zero.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, overload
@@ -19,7 +20,7 @@ from ..core.paths import Path
 from ..core.variable import MISSING, Variable
 from .autodiff import Primals
 from .boundary import Departure, Visit, apply
-from .captures import sees_arrays, unbound
+from .captures import goes_stale, unbound
 from .compilation import Jitted
 from .leaves import VARIABLE, Constant, flatten, kind_of, plain_objects
 from .prefixes import DiffState
@@ -218,11 +219,9 @@ def remat(  # pyright: ignore[reportInconsistentOverload]
 
         if is_outermost():
             return apply(run(), plain=plain)  # nothing is differentiated here
-        if not sees_arrays(f):
-            try:
+        if not goes_stale((f, args, kwargs)):
+            with contextlib.suppress(HiddenError):
                 return shared(*_with_constants((args, kwargs)))
-            except HiddenError:
-                pass
         return apply(jax.checkpoint(run, **options)(), plain=plain)
 
     return functools.update_wrapper(rematerialized, f, updated=())
