@@ -20,6 +20,7 @@ from ..core.rngs import Rngs
 from ..core.splitting import clone
 from ..core.variable import Variable
 from ..transforms.axes import with_axis, without_axis
+from ..transforms.labels import constants, given
 from ..transforms.linearization import remat as rematerialize
 from ..transforms.loops import scan
 from ..transforms.mapping import vmap
@@ -37,7 +38,8 @@ def stack(modules: Sequence[Any], /) -> Any:
         A new object. `out_sharding` metadata has None for the new axis.
 
     Raises:
-        ValueError: for no modules, or naming the place where two of them differ.
+        ValueError: for no modules, or naming the place where two of them differ, or a
+            Variable that two of them share.
 
     Example:
         >>> import nnxlite as nnx
@@ -58,6 +60,17 @@ def stack(modules: Sequence[Any], /) -> Any:
                 f"{format_path(path)!r} is {here} in the first and {there} in number "
                 f"{number}"
             )
+    owners: dict[int, int] = {}
+    for number, walk in enumerate(walks):
+        for path, leaf in zip(walk.paths, walk.leaves, strict=True):
+            other = owners.setdefault(id(leaf), number)
+            if isinstance(leaf, Variable) and other != number:
+                raise ValueError(
+                    f"nnx.stack: {format_path(path)!r} of number {number} is the same "
+                    f"{type(leaf).__name__} as in number {other}, but stacked Modules "
+                    "have one each: stack independent copies, nnx.clone(module), or "
+                    "hold what they share outside of them"
+                )
     leaves = [
         _stacked(path, values)
         for path, *values in zip(
@@ -152,13 +165,13 @@ def _forward(remat: Any, unroll: int | bool, length: int) -> Callable[..., Any]:
     """The loop over layers; one function for equal options, so that it traces once."""
 
     def forward(x: Any, layer: Any, args: Any, kwargs: Any) -> Any:
-        return layer(x, *args, **kwargs)
+        names, values = list(kwargs), given(kwargs.values())
+        return layer(x, *given(args), **dict(zip(names, values, strict=True)))
 
     if remat:
         policy = None if remat is True else remat
         forward = rematerialize(forward, policy=policy)
-    given = StateAxes({...: Carry})
-    axes = (Carry, 0, given, given)
+    axes = (Carry, 0, *[StateAxes({...: Carry})] * 2)
     return scan(forward, length=length, in_axes=axes, out_axes=Carry, unroll=unroll)
 
 
@@ -240,14 +253,16 @@ class Stack(Module):
 
         Args:
             x: the first input; every layer must return what has its shapes and dtypes.
-            *args: further arguments, the same for all layers.
+            *args: further arguments, the same for all layers; flags and ints are
+                static.
             **kwargs: likewise.
 
         Raises:
             TypeError: if a layer returns another shape or dtype than it gets.
         """
         forward = _forward(self.remat, self.unroll, self.length)
-        return forward(x, self.layers, args, kwargs)
+        args, values = constants(args, None), constants(list(kwargs.values()), None)
+        return forward(x, self.layers, args, dict(zip(kwargs, values, strict=True)))
 
     def __len__(self) -> int:
         return self.length

@@ -376,6 +376,6 @@ def constants(args: Sequence[Any], prefix: Any) -> tuple[Any, ...]:
     )
 
 
-def given(args: Sequence[Any]) -> tuple[Any, ...]:
+def given(args: Iterable[Any]) -> tuple[Any, ...]:
     """The arguments without the marks of `constants`."""
     return tuple(x.value if type(x) is Constant else x for x in args)

@@ -258,3 +258,35 @@ def test_layers_instead_of_a_function_that_makes_one() -> None:
     for given in (layers, layers[0]):
         with pytest.raises(TypeError, match=r"makes a layer.*nnx\.Stack\.from_layers"):
             nnx.Stack(given, 2, rngs=nnx.Rngs(0))  # type: ignore[arg-type]
+
+
+def test_flags_reach_the_layers_as_they_are() -> None:
+    model = nnx.Stack(lambda rngs: nnx.Dropout(0.5, rngs=rngs), 3, rngs=nnx.Rngs(0))
+    x = jnp.ones(8)
+    for wrap in (lambda f: f, nnx.jit):
+        off = wrap(lambda x: model(x, deterministic=True))
+        assert off(x).tolist() == [1.0] * 8
+
+    class Power(nnx.Module):
+        def __call__(self, x: Any, n: int, *, flag: bool = False) -> Any:
+            for _ in range(n):
+                x = x * 2 if flag else x + 1
+            return x
+
+    powers = nnx.Stack(lambda rngs: Power(), 2, rngs=nnx.Rngs(0))
+    assert powers(x[0], 3).item() == 7.0 and powers(x[0], 2, flag=True).item() == 16.0
+
+
+def test_modules_that_share_a_variable_are_not_stacked() -> None:
+    shared = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+
+    class Layer(nnx.Module):
+        def __init__(self) -> None:
+            self.inner = shared
+
+    match = r"'inner\.bias' of number 1 is the same Param as in number 0.*nnx\.clone"
+    for make in (nnx.stack, nnx.Stack.from_layers):
+        with pytest.raises(ValueError, match=match):
+            make([Layer(), Layer()])
+    layers = nnx.stack([nnx.clone(Layer()) for _ in range(2)])
+    assert layers.inner.kernel.shape == (2, 2, 2)
