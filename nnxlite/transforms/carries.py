@@ -1,9 +1,11 @@
 """What a loop carries from step to step.
 
 A loop carries a value, whose arrays change from step to step, and what its body writes:
-Variables, and bare arrays in the attributes of objects. Which these are is not known
-beforehand: if the body wrote something that is not carried yet, it is traced again with
-that in the carry.
+Variables, and bare arrays in the attributes of objects. Objects in the value stay the
+same ones, but a Variable may be *renewed*: where a step returns a new one, as
+`jax.tree.map` over a State does, each step gets one of its own. What is written and
+renewed is not known beforehand: if the body did more than is carried yet, it is traced
+again with that in the carry.
 """
 
 import functools
@@ -13,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.arrays import is_dynamic
 from ..core.errors import name_of
 from ..core.module import key_of
 from ..core.paths import format_path
@@ -20,16 +23,30 @@ from ..core.statics import Static
 from ..core.variable import Variable
 from .boundary import Holder, Packing, Visit
 from .labels import Entry
-from .leaves import DYNAMIC, flatten, flatten_with_path, kind_of, plain_objects
+from .leaves import (
+    DYNAMIC,
+    VARIABLE,
+    flatten,
+    flatten_with_path,
+    kind_of,
+    plain_objects,
+)
 
 
 class _UnforeseenError(Exception):
-    """The body wrote Variables, or replaced bare arrays, that are not carried yet."""
+    """The body wrote or renewed Variables, or bare arrays, that are not carried yet."""
 
-    def __init__(self, loop: "Loop", variables: list[Any], holders: list[Holder]):
+    def __init__(
+        self,
+        loop: "Loop",
+        variables: list[Any],
+        holders: list[Holder],
+        renewed: set[int],
+    ):
         self.loop = loop
         self.variables = variables
         self.holders = holders
+        self.renewed = renewed
 
 
 class Loop:
@@ -42,6 +59,7 @@ class Loop:
     Attributes:
       variables: the Variables that are written.
       holders: the places of bare arrays that are replaced.
+      renewed: the numbers of the leaves of the value that are renewed Variables.
       plain: plain objects in the value, whose fields are watched.
     """
 
@@ -51,6 +69,7 @@ class Loop:
         self.leaves, self.treedef = flatten(value)
         self.variables: list[Variable[Any]] = []
         self.holders: list[Holder] = []
+        self.renewed: set[int] = set()
         self.plain = plain_objects(value)
 
     def run(self, attempt: Callable[[Any], Any]) -> tuple[Any, Any]:
@@ -65,7 +84,7 @@ class Loop:
           the loop; and the other thing.
         """
         while True:
-            arrays = [jnp.asarray(x) for x in self.leaves if kind_of(x) == DYNAMIC]
+            arrays = self._arrays(self.leaves)
             self.packing = Packing([v.raw_value for v in self.variables])
             values = [jnp.asarray(x) for x in self.packing.arrays]
             held = [jnp.asarray(x) for h in self.holders for x in h.arrays()]
@@ -76,6 +95,7 @@ class Loop:
                     raise
                 self.variables += unforeseen.variables
                 self.holders += unforeseen.holders
+                self.renewed |= unforeseen.renewed
                 continue
             return functools.partial(self._finished, *carry), rest
 
@@ -112,10 +132,10 @@ class Loop:
         """
         frame = visit.frame
         variables, holders = self._unforeseen(visit, entry)
-        if variables or holders:
-            raise _UnforeseenError(self, variables, holders)
-        leaves = self._checked(value)
-        arrays = [jnp.asarray(x) for x in leaves if kind_of(x) == DYNAMIC]
+        leaves, renewed = self._checked(visit, value)
+        if variables or holders or renewed:
+            raise _UnforeseenError(self, variables, holders, renewed)
+        arrays = self._arrays(leaves)
         for variable, shown in zip(
             self.variables, self.packing.unpacked(self.packing.arrays), strict=True
         ):
@@ -166,14 +186,32 @@ class Loop:
                 "make the change before the loop"
             )
 
+    def _arrays(self, leaves: Sequence[Any]) -> list[Any]:
+        """The arrays among the leaves of a value, and those of renewed Variables."""
+        return [
+            jnp.asarray(x.raw_value if isinstance(x, Variable) else x)
+            for number, x in enumerate(leaves)
+            if kind_of(x) == DYNAMIC or number in self.renewed
+        ]
+
     def _filled(self, arrays: Sequence[Any]) -> Any:
         rest = iter(arrays)
-        return self.treedef.unflatten(
-            [next(rest) if kind_of(x) == DYNAMIC else x for x in self.leaves]
-        )
 
-    def _checked(self, value: Any) -> list[Any]:
-        """The leaves of a value that must have the structure of the first one."""
+        def filled(number: int, leaf: Any) -> Any:
+            if number in self.renewed:
+                return type(leaf).from_metadata(next(rest), leaf._metadata)
+            return next(rest) if kind_of(leaf) == DYNAMIC else leaf
+
+        leaves = [filled(number, leaf) for number, leaf in enumerate(self.leaves)]
+        return self.treedef.unflatten(leaves)
+
+    def _checked(self, visit: Visit, value: Any) -> tuple[list[Any], set[int]]:
+        """The leaves of a value that must have the structure of the first one.
+
+        Also the numbers of those where a new Variable stands for one of the same kind.
+        """
+        frame = visit.frame
+        renewed: set[int] = set()
         leaves, treedef = flatten(value)
         if treedef != self.treedef:
             got = "None: is a `return` missing?" if value is None else treedef
@@ -184,6 +222,11 @@ class Loop:
         for number, (old, new) in enumerate(zip(self.leaves, leaves, strict=True)):
             if kind_of(old) == DYNAMIC and kind_of(new) == DYNAMIC:
                 continue
+            if kind_of(old) == kind_of(new) == VARIABLE and id(new) in frame.made:
+                alike = type(old) is type(new) and old._metadata == new._metadata
+                if alike and old not in frame.written and is_dynamic(new.raw_value):
+                    renewed.add(number)
+                    continue
             if old is not new and Static(old) != Static(new):
                 raise ValueError(
                     f"the body of {self.transform} must return the object that it got "
@@ -191,7 +234,7 @@ class Loop:
                     f"{'another ' if type(old) is type(new) else ''}{name_of(new)}. "
                     "Change the object that it gets instead"
                 )
-        return leaves
+        return leaves, renewed - self.renewed
 
     def _place(self, number: int) -> str:
         keys, _ = flatten_with_path(self.value)[number]
@@ -201,7 +244,9 @@ class Loop:
         if old.shape == new.shape and (old.dtype == new.dtype or old.weak_type):
             return
         places = [
-            self._place(n) for n, x in enumerate(self.leaves) if kind_of(x) == DYNAMIC
+            self._place(n)
+            for n, x in enumerate(self.leaves)
+            if kind_of(x) == DYNAMIC or n in self.renewed
         ]
         for variable in self.variables:
             places += [variable] * len(Packing([variable.raw_value]).arrays)

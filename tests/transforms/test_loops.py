@@ -472,3 +472,77 @@ def test_a_body_that_writes_is_traced_twice_and_then_never(loop: Any):
         call(cell)
         assert int(cell.count[...]) == 3
     assert len(traces) == 2
+
+
+# Variables that each step makes anew
+
+
+def gradients(model: Any, x: Any) -> Any:
+    return nnx.grad(lambda model: (model(x) ** 2).mean())(model)
+
+
+@each_level
+@each_loop
+def test_gradients_add_up(loop: Any, wrap: Any):
+    model = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
+    xs = jnp.arange(15.0).reshape(5, 3)
+    zero = jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param))
+    before = snapshot(model, zero)
+
+    def add(carry: Any) -> Any:
+        i, total = carry
+        return i + 1, jax.tree.map(jnp.add, total, gradients(model, xs[i]))
+
+    expected = python(5, add, (0, zero))[1]
+    total = wrap(lambda zero: loop(5, add, (0, zero))[1])(zero)
+    assert type(total) is nnx.State and type(total.kernel) is nnx.Param
+    for name in ("kernel", "bias"):
+        np.testing.assert_allclose(total[name], expected[name], rtol=1e-6)
+        assert total[name] is not zero[name]
+    before.check()
+
+
+class Squared(nnx.Param):
+    """What it shows is not what it stores."""
+
+    def get_value(self, **kwargs: Any) -> Any:
+        return self.raw_value**2
+
+
+@each_loop
+def test_new_variables_keep_kind_and_metadata(loop: Any):
+    parts = [Squared(jnp.array(2.0), note="a"), nnx.Variable(jnp.array(3.0))]
+
+    def step(parts: Any) -> Any:
+        first, second = parts
+        return [first.replace(first.raw_value + 1), second.replace(second * first)]
+
+    expected, got = python(2, step, parts), loop(2, step, parts)
+    assert [type(x) for x in got] == [Squared, nnx.Variable] and got[0].note == "a"
+    for one, other in zip(expected, got, strict=True):
+        assert float(one.raw_value) == float(other.raw_value)
+    assert float(parts[0].raw_value) == 2.0 and float(parts[1].value) == 3.0
+
+
+OTHER: dict[str, Callable[[Any], Any]] = {
+    "kind": lambda v: nnx.Param(v + 1),
+    "metadata": lambda v: v.copy(v + 1, note="b"),
+    "writes and renews": lambda v: [v.set_value(v + 1), v.copy()][1],
+}
+
+
+@each_loop
+@pytest.mark.parametrize("name", OTHER)
+def test_a_new_variable_must_be_of_the_same_kind(name: str, loop: Any):
+    v = nnx.Variable(jnp.array(2.0), note="a")
+    before = snapshot(v)
+    with pytest.raises(ValueError, match="must return the object that it got as"):
+        loop(2, OTHER[name], v)
+    before.check()
+
+
+@each_loop
+def test_the_shape_of_a_new_variable_must_stay(loop: Any):
+    v = nnx.Variable(jnp.ones(2))
+    with pytest.raises(TypeError, match=r"float32\[2\] before .* and float32\[4\]"):
+        loop(2, lambda v: v.copy(jnp.concatenate([v.value, v.value])), v)
