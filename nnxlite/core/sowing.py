@@ -27,7 +27,10 @@ def sow(
     """Keeps a value of a call in a Variable of the module.
 
     By default the Variable holds a tuple with one entry for each call since it was
-    made; `nnx.pop(model, nnx.Intermediate)` takes it out again.
+    made. `nnx.pop(model, nnx.Intermediate)` takes it out again, which a compiled
+    function should do before it returns: it is compiled anew for each length of the
+    tuple. Slices of a `vmap` or `scan` keep what they sow if the module is mapped; of
+    one that all slices share, pop what was sown and return it.
 
     Args:
       module: the Module whose method this is.
@@ -76,7 +79,8 @@ def perturb(
     """Adds a Variable of zeros to a value, for the value's gradient.
 
     The gradient with respect to the Variable is that with respect to the value. The
-    first call makes it, so call the model once before `nnx.grad`.
+    first call makes it, so call the model once before `nnx.grad`. A Perturbation is an
+    Intermediate, and is taken out with them.
 
     Args:
       module: the Module whose method this is.

@@ -269,6 +269,8 @@ class Stack(Module):
 
     def __getitem__(self, index: int | slice) -> Any:
         """A copy of one layer, or a Stack with copies of some."""
+        if isinstance(index, int) and not -self.length <= index < self.length:
+            raise IndexError(f"there is no layer {index} in a Stack of {self.length}")
         numbers = range(self.length)[index]
         if isinstance(numbers, int):
             return _sliced(self.layers, numbers)

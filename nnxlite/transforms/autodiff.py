@@ -85,8 +85,13 @@ class _Differentiated(NamedTuple):
             entries = {(): given}
         elif isinstance(given, Pytree):
             entries = dict(zip(*_paths_and_leaves(given), strict=True))
-        else:
+        elif given is None or isinstance(given, Mapping):
             entries = dict(flat_pairs(given or {}))
+        else:
+            raise TypeError(
+                f"{name} must be a State, a nested dict or an object like its "
+                f"{type(self.leaf).__name__}, and is a {type(given).__name__}"
+            )
         unknown = [path for path in entries if path not in places]
         if unknown and not isinstance(given, Pytree):
             raise ValueError(

@@ -85,6 +85,12 @@ def _traced(
     operands: Sequence[Any],
 ) -> list[_Branch]:
     """The branches. A bare array that one of them replaces comes out of all of them."""
+    for name, function in zip(names, functions, strict=True):
+        if not callable(function):
+            raise TypeError(
+                f"{name} of {transform} must be a function of the operands, not a "
+                f"{type(function).__name__}: give lambda: ... to compute it there"
+            )
     also: list[Any] = []
     while True:
         branches = [
@@ -266,6 +272,11 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -
       >>> print(nnx.switch(1, [lambda s: s * 1, lambda s: s * 2], scale))
       6.0
     """
+    if not isinstance(branches, (tuple, list)):
+        raise TypeError(
+            "nnx.switch(index, branches, ...) takes a list of functions, and got a "
+            f"{type(branches).__name__} for them"
+        )
     if not branches:
         raise ValueError("nnx.switch needs at least one branch")
     names = [f"branches[{number}]" for number in range(len(branches))]

@@ -80,7 +80,14 @@ class CustomVjp(Generic[P, R]):
 
         def forward(values: Any) -> tuple[list[Any], list[Any]]:
             with Visit(f"the forward rule of {title}", plain=primals.plain) as visit:
-                result, residuals = fwd(*primals.show(visit, values), **kwargs)
+                pair = fwd(*primals.show(visit, values), **kwargs)
+                if not isinstance(pair, tuple) or len(pair) != 2:
+                    raise TypeError(
+                        f"the forward rule of {title} must return a pair, the result "
+                        f"and residuals for the backward rule, not a "
+                        f"{type(pair).__name__}"
+                    )
+                result, residuals = pair
                 walk = taken(residuals)
                 kept.append((walk.records, Packing(walk.values)))
                 return packed(visit, result), kept[-1][1].arrays
@@ -95,7 +102,8 @@ class CustomVjp(Generic[P, R]):
             if not isinstance(tangents, tuple) or len(tangents) != len(numbers):
                 raise TypeError(
                     f"the backward rule of {title} must return a tuple with a "
-                    f"cotangent for each of {len(numbers)} arguments, got {tangents!r}"
+                    f"cotangent for each of {len(numbers)} arguments, not "
+                    f"{_described(tangents)}"
                 )
             names = [f"the cotangent of args[{n}]" for n in numbers]
             return (primals.tangents(tangents, names),)
@@ -105,6 +113,12 @@ class CustomVjp(Generic[P, R]):
         arrays = pure(primals.values)
         parting, parting.record.packing = left[-1]
         return apply((parting.record, [], arrays), plain=primals.plain)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"one of {len(value)}"
+    return f"a {type(value).__name__}"
 
 
 def _put(records: Any, leaves: Sequence[Any]) -> Any:

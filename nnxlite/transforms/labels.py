@@ -231,7 +231,8 @@ class Entry:
             if not -len(shape) <= axis < len(shape):
                 raise ValueError(
                     f"{self.transform} maps {self.where(number)} over axis {axis}, but "
-                    f"its shape is {shape}: give another axis in {self.kind}, or None"
+                    f"its shape is {shape}: give another axis in {self.kind}, or None "
+                    "for what is the same for all"
                 )
             if given is None:
                 given, first = shape[axis], number
@@ -240,7 +241,8 @@ class Entry:
                 raise ValueError(
                     f"{self.transform} got different sizes: {given} for {other}, and "
                     f"{shape[axis]} for axis {axis} of {self.where(number)}, whose "
-                    f"shape is {shape}"
+                    f"shape is {shape}. For what is the same for all, give None in "
+                    f"{self.kind}"
                 )
         return given
 
@@ -296,8 +298,18 @@ class Exit:
 
     def groups(self, labels: Sequence[Any]) -> tuple[list[Any], ...]:
         """The arrays of each label."""
+        for number, (x, label) in enumerate(zip(self.arrays, self.labels, strict=True)):
+            self._check_axis(number, label, x.ndim + 1)
         pairs = list(zip(self.arrays, self.labels, strict=True))
         return tuple([x for x, own in pairs if own == label] for label in labels)
+
+    def _check_axis(self, number: int, axis: Any, rank: int) -> None:
+        if type(axis) is int and not -rank <= axis < rank:
+            raise ValueError(
+                f"{self._name(self.owners[number])} cannot be stacked along axis "
+                f"{axis}, since it has {rank} with the new one: give another in "
+                "out_axes"
+            )
 
     def where(self, label: Any, index: str | None) -> str:
         """Names the n-th array of a label, or all of them."""
@@ -327,12 +339,7 @@ class Exit:
         """
         moved = []
         for number, (x, axis) in enumerate(zip(stacked, self.labels, strict=True)):
-            if not -x.ndim <= axis < x.ndim:
-                raise ValueError(
-                    f"{self._name(self.owners[number])} cannot be stacked along axis "
-                    f"{axis}, since it has {x.ndim} with the new one: give another in "
-                    "out_axes"
-                )
+            self._check_axis(number, axis, x.ndim)
             moved.append(jnp.moveaxis(x, 0, axis))
         return moved
 

@@ -127,6 +127,12 @@ def jvp(
       >>> print(dy)
       [1. 1. 1.]
     """
+    for name, given in (("primals", primals), ("tangents", tangents)):
+        if not isinstance(given, (tuple, list)):
+            raise TypeError(
+                f"nnx.jvp takes {name} as a tuple, one for each argument, and got a "
+                f"{type(given).__name__}: put it in one, ({name[:-1]},)"
+            )
     if len(primals) != len(tangents):
         raise ValueError(
             f"nnx.jvp got {len(primals)} primals and {len(tangents)} tangents: give "

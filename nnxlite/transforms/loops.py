@@ -125,6 +125,11 @@ def fori_loop(
       >>> total.item(), calls.value.item()
       (10, 5)
     """
+    if not callable(body_fun):
+        raise TypeError(
+            "nnx.fori_loop(lower, upper, body_fun, init_val) needs a function of index "
+            f"and value for body_fun, not a {type(body_fun).__name__}"
+        )
     steps = value_of(lower), value_of(upper), unroll
     if unroll is not None:  # to unroll, the number of steps must be known
         steps = constants(steps, None)

@@ -172,10 +172,10 @@ class _Mapping:
 
     def _differs(self, what: str, label: Any, title: str) -> ValueError:
         return ValueError(
-            f"{what} differs from slice to slice in {title}, but "
-            f"its label is {label}, which holds one value for all: it is broadcast, "
-            f"captured, or {self.kinds[1]} says so. Give it an axis, or make it the "
-            "same for all, for example with a mean over the axis name"
+            f"{what} differs from slice to slice in {title}, but has one value for all "
+            f"({label}): it is broadcast, captured, or {self.kinds[1]} says so. Give "
+            "it an axis, return it, or make it the same for all, for example with a "
+            "mean over the axis name"
         )
 
 

@@ -251,4 +251,11 @@ def label_of(prefix: Any, path: Path, leaf: Any, name: str) -> Any:
                 f"{name} has nothing for {format_path(path)!r}: {prefix!r} must have "
                 "an entry for each part of what it is for"
             ) from None
-    return prefix.label(path, leaf) if isinstance(prefix, StateLabels) else prefix
+    if isinstance(prefix, StateLabels):
+        return prefix.label(path, leaf)
+    if isinstance(prefix, (tuple, list)) and not isinstance(prefix, PartitionSpec):
+        raise ValueError(
+            f"{name} has {len(prefix)} entries, {prefix!r}, for one "
+            f"{'array' if is_array(leaf) else type(leaf).__name__}: give a single one"
+        )
+    return prefix
