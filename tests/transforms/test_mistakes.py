@@ -47,7 +47,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a module that is not stacked": (
         lambda: nnx.vmap(lambda m, x: m(x))(linear(), X),
         ValueError,
-        r"different sizes: 4 for args\[0\]\.bias.* the same for all, give None in in_ax",
+        r"different sizes: 4 for args\[0\]\.bias.* the same for all, give None in i",
     ),
     "streams that are not stacked": (
         lambda: nnx.vmap(lambda rngs: nnx.Linear(2, 3, rngs=rngs))(nnx.Rngs(0)),
