@@ -23,6 +23,7 @@ import numpy as np
 
 from ..core.frames import is_local
 from ..core.module import Pytree
+from ..core.state import State
 from ..core.statics import SMALL_BYTES, static_key
 from ..core.variable import Variable
 from .leaves import PLAIN, STATIC, flatten, has_fields, kind_of, of_library
@@ -32,7 +33,7 @@ _NOT_FOLLOWED = frozenset(
     "builtins functools jax jaxlib math numpy nnxlite operator optax".split()
 )
 _ABSENT: Any = type("Absent", (), {})()
-_CONTAINERS = (list, dict, tuple, set)
+_CONTAINERS = (list, dict, tuple, set, State)
 
 
 Place = tuple[Any, str]  # the code of a function, and a name in it

@@ -6,7 +6,7 @@ object are States, as gradients are; what one leaves out is zero.
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, overload
 
 import jax
@@ -15,14 +15,13 @@ import jax.numpy as jnp
 from ..core.arrays import NUMBER_TYPES, is_array, is_dynamic
 from ..core.errors import HiddenError, title_of
 from ..core.frames import is_outermost
-from ..core.operators import value_of
 from ..core.paths import Path
 from ..core.variable import MISSING, Variable
 from .autodiff import Primals
 from .boundary import Departure, Visit, apply
 from .captures import goes_stale, unbound
 from .compilation import Jitted
-from .leaves import VARIABLE, Constant, flatten, kind_of, plain_objects
+from .leaves import Constant, flatten, plain_objects
 from .prefixes import DiffState
 
 P = ParamSpec("P")
@@ -46,18 +45,47 @@ def _primals(args: Sequence[Any]) -> Primals:
     return Primals(args, {}, wanted, allow_int=True)
 
 
+class _Result:
+    """Which leaves of a result are new Variables, as those of a gradient are."""
+
+    def __init__(self) -> None:
+        self.boxes: list[Variable[Any] | None] = []
+
+    def opened(self, value: Any, made: Container[int]) -> Any:
+        """The result with arrays for Variables."""
+        leaves, treedef = flatten(value)
+        self.boxes = [
+            x if isinstance(x, Variable) and id(x) in made else None for x in leaves
+        ]
+        return treedef.unflatten(map(_array_of, leaves))
+
+    def closed(self, arrays: Any) -> Any:
+        """Arrays in the form of the result, in new Variables again."""
+        leaves, treedef = flatten(arrays)
+        return treedef.unflatten(
+            x if box is None else type(box).from_metadata(x, box._metadata)
+            for x, box in zip(leaves, self.boxes, strict=True)
+        )
+
+
+def _array_of(leaf: Any) -> Any:
+    return leaf.raw_value if isinstance(leaf, Variable) else leaf
+
+
 def _pure(
-    transform: str, f: Callable[..., Any], primals: Primals, has_aux: bool
+    transform: str,
+    f: Callable[..., Any],
+    primals: Primals,
+    has_aux: bool,
+    result: _Result,
 ) -> Callable[..., tuple[Any, Departure]]:
     """The function of arrays: its output, and what else it did, with the aux."""
 
     def run(*values: Any) -> tuple[Any, Departure]:
         with Visit(title_of(transform, f), plain=primals.plain) as visit:
-            result = f(*primals.show(visit, values))
-            value, aux = result if has_aux else (result, None)
-            leaves, treedef = flatten(value)
-            leaves = [value_of(x) if kind_of(x) == VARIABLE else x for x in leaves]
-            return treedef.unflatten(leaves), visit.depart(aux)
+            returned = f(*primals.show(visit, values))
+            value, aux = returned if has_aux else (returned, None)
+            return result.opened(value, visit.frame.made), visit.depart(aux)
 
     return run
 
@@ -66,8 +94,9 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
     """The value of a function, and a function that pulls cotangents back.
 
     Args:
-      f: a function that returns a pytree of arrays; with `has_aux`, a pair of it and
-        anything else. What it changes on the way is applied once.
+      f: a function that returns a pytree of arrays, or of new Variables as `nnx.grad`
+        does; with `has_aux`, a pair of it and anything else. What it changes on the way
+        is applied once.
       *primals: its arguments: arrays, objects, or pytrees of them.
       has_aux: see above.
 
@@ -85,13 +114,14 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
       (Array([1., 1., 1.], dtype=float32), (2,))
     """
     function, own, _ = unbound(f)
-    opened = _primals((*own, *primals))
-    value, pull, departure = jax.vjp(
-        _pure("nnx.vjp", function, opened, has_aux), *opened.values, has_aux=True
-    )
-    aux = apply(departure, plain=opened.plain)
+    opened, result = _primals((*own, *primals)), _Result()
+    pure = _pure("nnx.vjp", function, opened, has_aux, result)
+    value, pull, departure = jax.vjp(pure, *opened.values, has_aux=True)
+    value, aux = result.closed(value), apply(departure, plain=opened.plain)
 
     def pull_back(cotangent: Any) -> tuple[Any, ...]:
+        leaves, treedef = flatten(cotangent)
+        cotangent = treedef.unflatten(map(_array_of, leaves))
         return opened.gradients(pull(cotangent))[len(own) :]
 
     return (value, pull_back, aux) if has_aux else (value, pull_back)
@@ -142,12 +172,10 @@ def jvp(
     opened = _primals((*own, *primals))
     names = [f"tangents[{n - len(own)}]" for n in range(len(own) + len(primals))]
     directions = opened.tangents((*[None] * len(own), *tangents), names)
-    value, tangent, departure = jax.jvp(
-        _pure("nnx.jvp", function, opened, has_aux),
-        opened.values,
-        directions,
-        has_aux=True,
-    )
+    result = _Result()
+    pure = _pure("nnx.jvp", function, opened, has_aux, result)
+    value, tangent, departure = jax.jvp(pure, opened.values, directions, has_aux=True)
+    value, tangent = result.closed(value), result.closed(tangent)
     aux = apply(departure, plain=opened.plain)
     return (value, tangent, aux) if has_aux else (value, tangent)
 

@@ -2925,3 +2925,21 @@ def test_errors_and_programs_name_the_function() -> None:
         return 2 * x
 
     assert "jit_double" in nnx.jit(double).lower(jnp.ones(2)).as_text()
+
+
+def test_a_captured_state() -> None:
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    state = nnx.state(model)
+    traces: list[int] = []
+
+    @nnx.jit
+    def total() -> Any:
+        traces.append(1)
+        state.kernel.value = state.kernel * 2
+        return sum(leaf.sum() for leaf in jax.tree.leaves(state))
+
+    before = model.kernel.value.sum()
+    np.testing.assert_allclose(total(), 2 * before, rtol=1e-5)
+    model.kernel.value = jnp.ones((2, 3))
+    assert float(total()) == 12.0 and len(traces) == 1
+    assert float(model.kernel.value.sum()) == 12.0

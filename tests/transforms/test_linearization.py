@@ -297,3 +297,36 @@ class TestRemat:
             np.testing.assert_allclose(grad(inputs()), expected, rtol=1e-5)
         each = jax.vmap(jax.grad(f))(inputs())
         np.testing.assert_allclose(each, expected, rtol=1e-5)
+
+
+# Results that hold new Variables, as gradients do
+
+
+def energy(model: Any) -> Any:
+    return (model.kernel**3).sum() + (model.bias**2).sum()
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, nnx.jit], ids=["top", "jit"])
+def test_hessian_vector_products_of_a_model(wrap: Any):
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0), bias_init=nnx.initializers.ones)
+    direction = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
+
+    def forward(model: Any) -> Any:
+        return nnx.jvp(nnx.grad(energy), (model,), (direction,))
+
+    def backward(model: Any) -> Any:
+        grads, pull_back = nnx.vjp(nnx.grad(energy), model)
+        return grads, pull_back(direction)[0]
+
+    for product in (forward, backward):
+        grads, curvature = wrap(product)(model)
+        assert type(grads.bias) is type(curvature.bias) is nnx.Param
+        np.testing.assert_allclose(grads.bias.value, [2.0, 2.0, 2.0])
+        np.testing.assert_allclose(curvature.bias.value, [2.0, 2.0, 2.0])
+        np.testing.assert_allclose(curvature.kernel, 6 * model.kernel, rtol=1e-6)
+
+
+def test_a_variable_of_the_model_comes_out_as_its_value():
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    value, _ = nnx.jvp(lambda model: model.bias, (model,), ({"bias": jnp.ones(3)},))
+    assert isinstance(value, jax.Array)
