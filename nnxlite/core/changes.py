@@ -27,6 +27,7 @@ from .module import (
 from .paths import Key, Path, format_path, sorted_keys
 from .splitting import clone
 from .state import State, partitioned, states
+from .statics import Static
 from .variable import Variable
 
 T = TypeVar("T")
@@ -161,6 +162,7 @@ def change(node: Pytree, items: Mapping[Key, Any], form: Any = None) -> None:
     If only arrays take the place of arrays, it is none, and plans stay valid.
     """
     old, old_form = node._nnx_items(), node._nnx_form()
+    items = {key: _unless_equal(old.get(key), x) for key, x in items.items()}
     frames.before_change(node, node._nnx_stamp.home)
     node._nnx_replace({key: adopted(value) for key, value in items.items()})
     if form is not None:
@@ -170,6 +172,24 @@ def change(node: Pytree, items: Mapping[Key, Any], form: Any = None) -> None:
     )
     if not same or node._nnx_form() != old_form:
         node._nnx_changed()
+
+
+def _unless_equal(old: Any, new: Any) -> Any:
+    """The new value, but the old one if it is a tuple that was put together again."""
+    return old if isinstance(old, tuple) and _is_same(old, new) else new
+
+
+def _is_same(old: Any, new: Any) -> bool:
+    if old is new:
+        return True
+    if type(old) is not type(new) or isinstance(old, (Variable, Pytree)):
+        return False
+    if isinstance(old, (tuple, list)):
+        pairs = zip(old, new, strict=False)
+        return len(old) == len(new) and all(_is_same(x, y) for x, y in pairs)
+    if isinstance(old, dict):
+        return old.keys() == new.keys() and all(_is_same(old[k], new[k]) for k in old)
+    return not is_array(old) and Static(old) == Static(new)
 
 
 def pop(node: Any, *filters: Filter) -> Any:

@@ -546,3 +546,36 @@ def test_the_shape_of_a_new_variable_must_stay(loop: Any):
     v = nnx.Variable(jnp.ones(2))
     with pytest.raises(TypeError, match=r"float32\[2\] before .* and float32\[4\]"):
         loop(2, lambda v: v.copy(jnp.concatenate([v.value, v.value])), v)
+
+
+@each_loop
+def test_a_tuple_beside_an_array_that_a_branch_replaces(loop: Any):
+    module = nnx.Module()
+    module.array = jnp.ones(2)
+    module.pair = (nnx.Variable(jnp.ones(2)), "text", {"b": nnx.Variable(jnp.ones(2))})
+    pair = module.pair
+
+    def add(x: Any) -> Any:
+        module.array = module.array + x
+        return x
+
+    def step(x: Any) -> Any:
+        return nnx.cond(x > 0, add, lambda x: x, x)
+
+    loop(3, step, jnp.ones(()))
+    np.testing.assert_array_equal(module.array, [4.0, 4.0])
+    assert module.pair is pair
+
+
+def test_a_program_stays_valid_beside_a_tuple():
+    module = nnx.Module()
+    module.array, module.pair = jnp.ones(2), (nnx.Variable(jnp.ones(2)), 2.5)
+    stamp = module._nnx_stamp
+
+    @nnx.jit
+    def step(module: Any) -> None:
+        module.array = module.array + 1
+
+    step(module)
+    step(module)
+    assert module._nnx_stamp is stamp and module.array.tolist() == [3.0, 3.0]
