@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 
 from ..core.errors import title_of
 from ..core.filters import to_predicate
+from ..core.frames import is_outermost
 from ..core.module import iter_nodes
 from ..core.rng_backups import undone_on_error
 from ..core.rngs import RngStream
@@ -429,6 +430,8 @@ def _shard_mapped(static: Static, f: Any, args: Any, kwargs: Any) -> Any:
         mapped = jax.shard_map(
             pure, in_specs=in_specs, out_specs=tuple(labels), **options
         )
+        if is_outermost():  # operation by operation, JAX says less of what is wrong
+            mapped = jax.jit(mapped)
         return mapped(_laid_out(options["mesh"], entry), keys)
 
     kinds = "in_specs", "out_specs"
