@@ -121,10 +121,13 @@ from .functional.pooling import min_pool as min_pool
 from .functional.pooling import pool as pool
 from .layers.convolution import Conv as Conv
 from .layers.dropout import Dropout as Dropout
+from .layers.linear import Einsum as Einsum
 from .layers.linear import Embed as Embed
 from .layers.linear import Linear as Linear
+from .layers.linear import LinearGeneral as LinearGeneral
 from .layers.normalization import BatchNorm as BatchNorm
 from .layers.normalization import LayerNorm as LayerNorm
+from .layers.policy import Policy as Policy
 from .layers.sequential import Sequential as Sequential
 from .layers.stack import Stack as Stack
 from .layers.stack import stack as stack

@@ -22,6 +22,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Sizes = int | Sequence[int] | None
 Pads = str | int | Sequence[int | tuple[int, int]]
+_configurations: dict[Any, tuple[str, ...]] = {}
 
 
 def compiled(*, arrays: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -38,9 +39,23 @@ def compiled(*, arrays: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         static = list(inspect.signature(function).parameters)[arrays:]
         kernel = jax.jit(function, inline=True, static_argnames=static)
+        _configurations[kernel] = tuple(static)
         return cast(Callable[P, R], kernel)
 
     return decorate
+
+
+def configuration(kernel: Any) -> tuple[str, ...]:
+    """The names of a kernel's configuration; none of a function that is no kernel.
+
+    Example:
+        >>> @compiled(arrays=1)
+        ... def power(x, exponent):
+        ...     return x**exponent
+        >>> configuration(power)
+        ('exponent',)
+    """
+    return _configurations.get(kernel, ())
 
 
 def frozen(value: Any) -> Any:

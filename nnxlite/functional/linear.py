@@ -1,6 +1,8 @@
 """Linear maps: contraction with a weight, and lookup in a table of embeddings."""
 
+import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,19 +25,57 @@ def linear(
     promote_dtype: PromoteDtype = promote_dtype,
     preferred_element_type: DTypeLike | None = None,
     out_sharding: Any = None,
-    axis: tuple[int, ...] = (-1,),
-    batch_axes: tuple[int, ...] = (),
 ) -> Array:
-    """`x` contracted with `kernel` over `axis`, plus `bias`.
+    """`x @ kernel + bias`.
 
     Args:
-        x: `(..., in_features)`; generally with `axis` and `batch_axes` anywhere.
-        kernel: `(in_features, out_features)`; generally `(*batch, *in_features,
-            *out_features)` with the in_features of `axis` in ascending order.
-        bias: `(out_features,)`, generally `(*batch, *out_features)`; or None.
+        x: `(..., in_features)`.
+        kernel: `(in_features, out_features)`.
+        bias: `(out_features,)`, or None.
         dot_general: used in place of `jax.lax.dot_general`.
-        axis: axes of `x` to contract.
+
+    Returns:
+        `(..., out_features)`.
+
+    Raises:
+        ValueError: if the last axis of `x` has another size.
+
+    Example:
+        >>> linear(jnp.array([[1.0, 2.0]]), jnp.ones((2, 3)), jnp.arange(3.0))
+        Array([[3., 4., 5.]], dtype=float32)
+    """
+    options = given(
+        preferred_element_type=preferred_element_type, out_sharding=out_sharding
+    )
+    x, kernel, bias = promote_dtype((x, kernel, bias), dtype=dtype)
+    product = partial(dot_general, precision=precision, **options)
+    return _contracted(x, kernel, bias, (-1,), (), product)
+
+
+@compiled(arrays=3)
+def linear_general(
+    x: Array,
+    kernel: Array,
+    bias: Array | None,
+    axis: int | tuple[int, ...] = (-1,),
+    batch_axes: tuple[int, ...] = (),
+    dtype: DTypeLike | None = None,
+    precision: lax.PrecisionLike = None,
+    dot_general: Callable[..., Array] = lax.dot_general,
+    promote_dtype: PromoteDtype = promote_dtype,
+    preferred_element_type: DTypeLike | None = None,
+    out_sharding: Any = None,
+) -> Array:
+    """`x` contracted with `kernel` over some axes, plus `bias`.
+
+    Args:
+        x: has `axis` and `batch_axes` anywhere.
+        kernel: `(*batch, *in_features, *out_features)`, with the in_features of `axis`
+            in ascending order.
+        bias: `(*batch, *out_features)`, or None.
+        axis: the axis or axes of `x` to contract.
         batch_axes: axes of `x` along which each position has a weight of its own.
+        dot_general: used in place of `jax.lax.dot_general`.
 
     Returns:
         `(*batch, ..., *out_features)`, where `...` are the other axes of `x`.
@@ -44,24 +84,83 @@ def linear(
         ValueError: if `x` lacks an axis, or `x` and `kernel` differ in size along one.
 
     Example:
-        >>> linear(jnp.array([[1.0, 2.0]]), jnp.ones((2, 3)), jnp.arange(3.0))
-        Array([[3., 4., 5.]], dtype=float32)
+        >>> linear_general(jnp.ones((2, 3, 4)), jnp.ones((3, 4, 5)), None, (1, 2)).shape
+        (2, 5)
     """
+    options = given(
+        preferred_element_type=preferred_element_type, out_sharding=out_sharding
+    )
     x, kernel, bias = promote_dtype((x, kernel, bias), dtype=dtype)
-    batch = normalize_axis_tuple(batch_axes, x.ndim, "linear: batch_axes")
-    axis = tuple(sorted(normalize_axis_tuple(axis, x.ndim, "linear: axis")))
+    product = partial(dot_general, precision=precision, **options)
+    return _contracted(x, kernel, bias, axis, batch_axes, product)
+
+
+def _contracted(
+    x: Array,
+    kernel: Array,
+    bias: Array | None,
+    axis: Any,
+    batch_axes: Any,
+    product: Any,
+) -> Array:
+    batch = normalize_axis_tuple(batch_axes, x.ndim, "batch_axes")
+    axis = tuple(sorted(normalize_axis_tuple(axis, x.ndim, "axis")))
     shared, n = batch + axis, len(batch)
     got, wanted = tuple(x.shape[a] for a in shared), kernel.shape[: len(shared)]
     if got != wanted:
         raise ValueError(
-            f"linear: a kernel of shape {kernel.shape} wants x to have sizes {wanted} "
-            f"along its axes {shared}; got {got} in x of shape {x.shape}. Reshape x, "
-            f"or make the layer with in_features={got[n:]}."
+            f"A kernel of shape {kernel.shape} wants x to have sizes {wanted} along "
+            f"its axes {shared}; got {got} in x of shape {x.shape}. Reshape x, or make "
+            f"the layer with in_features={got[n:]}."
         )
-    y = dot_general(
+    dimensions = (axis, tuple(range(n, len(shared)))), (batch, tuple(range(n)))
+    y = product(x, kernel, dimensions)
+    if bias is None:
+        return y
+    others = (1,) * (x.ndim - len(shared))
+    return y + bias.reshape(bias.shape[:n] + others + bias.shape[n:])
+
+
+@compiled(arrays=3)
+def einsum(
+    x: Array,
+    kernel: Array,
+    bias: Array | None,
+    equation: str,
+    dtype: DTypeLike | None = None,
+    precision: lax.PrecisionLike = None,
+    einsum_op: Callable[..., Array] = jnp.einsum,
+    promote_dtype: PromoteDtype = promote_dtype,
+    preferred_element_type: DTypeLike | None = None,
+    out_sharding: Any = None,
+) -> Array:
+    """`jnp.einsum(equation, x, kernel) + bias`.
+
+    Args:
+        x: the first operand.
+        kernel: the second operand.
+        bias: one entry for each position along those axes of the result that come from
+            the kernel, in their order; or None.
+        equation: such as 'nta,hab->nthb', with an arrow, and `...` if need be.
+        einsum_op: used in place of `jax.numpy.einsum`.
+
+    Returns:
+        What the equation says.
+
+    Raises:
+        ValueError: if the equation is not of two operands and a result, or a shape
+            does not fit it.
+
+    Example:
+        >>> einsum(jnp.ones((2, 3)), jnp.ones((3, 4)), None, "ab,bc->ac").shape
+        (2, 4)
+    """
+    left, right, result = operands(equation)
+    x, kernel, bias = promote_dtype((x, kernel, bias), dtype=dtype)
+    y = einsum_op(
+        f"{left},{right}->{result}",
         x,
         kernel,
-        ((axis, tuple(range(n, len(shared)))), (batch, tuple(range(n)))),
         precision=precision,
         **given(
             preferred_element_type=preferred_element_type, out_sharding=out_sharding
@@ -69,8 +168,36 @@ def linear(
     )
     if bias is None:
         return y
-    others = (1,) * (x.ndim - len(shared))
-    return y + bias.reshape(bias.shape[:n] + others + bias.shape[n:])
+    sizes = dict(zip(_letters(right, kernel.ndim), kernel.shape, strict=True))
+    return y + bias.reshape([sizes.get(i, 1) for i in _letters(result, y.ndim)])
+
+
+def operands(equation: str) -> tuple[str, str, str]:
+    """The two operands and the result of an einsum equation, without spaces.
+
+    Raises:
+        ValueError: if there are not two operands and a result.
+
+    Example:
+        >>> operands("ab, bc -> ac")
+        ('ab', 'bc', 'ac')
+    """
+    parts = re.fullmatch(r"([\w.]*),([\w.]*)->([\w.]*)", equation.replace(" ", ""))
+    if parts is None:
+        raise ValueError(
+            f"`einsum_str` equation must be of two operands, such as 'ab,bc->ac', with "
+            f"one comma and an arrow; got {equation!r}."
+        )
+    return parts[1], parts[2], parts[3]
+
+
+def _letters(part: str, rank: int) -> list[Any]:
+    """The letter of each axis; the axes of an ellipsis have numbers, from the right."""
+    if "..." not in part:
+        return list(part)
+    before, after = part.split("...")
+    hidden = rank - len(before) - len(after)
+    return [*before, *range(-hidden, 0), *after]
 
 
 @compiled(arrays=2)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
@@ -13,9 +12,10 @@ from ..core.module import Module
 from ..core.rngs import Rngs
 from ..functional import initializers
 from ..functional.convolution import conv
-from ..functional.dtypes import PromoteDtype, promote_dtype
+from ..functional.dtypes import PromoteDtype
 from ..functional.kernels import Pads, Sizes, frozen
-from .shell import apply, optional, parameter
+from .policy import Policy
+from .shell import apply, parameters
 
 
 class Conv(Module):
@@ -75,13 +75,14 @@ class Conv(Module):
         use_bias: bool = True,
         mask: Array | None = None,
         dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike | None = None,
         precision: lax.PrecisionLike = None,
         kernel_init: Callable[..., Any] = initializers.lecun_normal(),
         bias_init: Callable[..., Any] = initializers.zeros,
         conv_general_dilated: Callable[..., Array] = lax.conv_general_dilated,
-        promote_dtype: PromoteDtype = promote_dtype,
+        promote_dtype: PromoteDtype | None = None,
         preferred_element_type: DTypeLike | None = None,
+        policy: Policy = Policy(),
         rngs: Rngs,
         kernel_metadata: Mapping[str, Any] = NO_METADATA,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
@@ -94,11 +95,6 @@ class Conv(Module):
             )
         shape = (*window, in_features // feature_group_count, out_features)
         self.kernel_shape = shape
-        self.kernel = parameter(kernel_init, rngs, shape, param_dtype, kernel_metadata)
-        shape = (out_features,)
-        self.bias = optional(
-            use_bias, bias_init, rngs, shape, param_dtype, bias_metadata
-        )
         self.in_features = in_features
         self.out_features = out_features
         self.kernel_size = window
@@ -109,12 +105,18 @@ class Conv(Module):
         self.feature_group_count = feature_group_count
         self.use_bias = use_bias
         self.mask = mask
-        self.dtype = dtype
-        self.param_dtype = param_dtype
-        self.precision = precision
         self.conv_general_dilated = conv_general_dilated
-        self.promote_dtype = promote_dtype
-        self.preferred_element_type = preferred_element_type
+        policy.settle(
+            self,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            promote_dtype=promote_dtype,
+            preferred_element_type=preferred_element_type,
+        )
+        make = parameters(rngs, self.param_dtype)
+        self.kernel = make(kernel_init, shape, kernel_metadata)
+        self.bias = make(bias_init, (out_features,), bias_metadata, use_bias)
 
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
         """Convolves `(*batch, *spatial, in_features)`, with any number of batch axes.
@@ -126,22 +128,5 @@ class Conv(Module):
             ValueError: if the inputs have another number of channels or too few axes,
                 or the mask has not the shape of the kernel.
         """
-        return apply(
-            self,
-            conv,
-            inputs,
-            self.kernel,
-            self.bias,
-            self.mask,
-            strides=frozen(self.strides),
-            padding=frozen(self.padding),
-            input_dilation=frozen(self.input_dilation),
-            kernel_dilation=frozen(self.kernel_dilation),
-            feature_group_count=self.feature_group_count,
-            dtype=self.dtype,
-            precision=self.precision,
-            conv_general_dilated=self.conv_general_dilated,
-            promote_dtype=self.promote_dtype,
-            preferred_element_type=self.preferred_element_type,
-            out_sharding=out_sharding,
-        )
+        arrays = inputs, self.kernel, self.bias, self.mask
+        return apply(self, conv, *arrays, out_sharding=out_sharding)

@@ -1,6 +1,7 @@
 """Linear maps: a weight that multiplies features, and a table of embeddings."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,13 +9,21 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from ..core.kinds import Param
-from ..core.metadata import NO_METADATA
+from ..core.metadata import NO_METADATA, VariableMetadata
 from ..core.module import Module
 from ..core.rngs import Rngs
 from ..functional import initializers
-from ..functional.dtypes import PromoteDtype, promote_dtype
-from ..functional.linear import attend, embed, linear
-from .shell import apply, optional, parameter
+from ..functional.dtypes import PromoteDtype
+from ..functional.linear import (
+    attend,
+    einsum,
+    embed,
+    linear,
+    linear_general,
+    operands,
+)
+from .policy import Policy
+from .shell import apply, parameters
 
 
 class Linear(Module):
@@ -52,32 +61,33 @@ class Linear(Module):
         *,
         use_bias: bool = True,
         dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike | None = None,
         precision: lax.PrecisionLike = None,
         kernel_init: Callable[..., Any] = initializers.lecun_normal(),
         bias_init: Callable[..., Any] = initializers.zeros,
         dot_general: Callable[..., Array] = lax.dot_general,
-        promote_dtype: PromoteDtype = promote_dtype,
+        promote_dtype: PromoteDtype | None = None,
         preferred_element_type: DTypeLike | None = None,
+        policy: Policy = Policy(),
         rngs: Rngs,
         kernel_metadata: Mapping[str, Any] = NO_METADATA,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
     ):
-        shape = (in_features, out_features)
-        self.kernel = parameter(kernel_init, rngs, shape, param_dtype, kernel_metadata)
-        shape = (out_features,)
-        self.bias = optional(
-            use_bias, bias_init, rngs, shape, param_dtype, bias_metadata
-        )
         self.in_features = in_features
         self.out_features = out_features
         self.use_bias = use_bias
-        self.dtype = dtype
-        self.param_dtype = param_dtype
-        self.precision = precision
         self.dot_general = dot_general
-        self.promote_dtype = promote_dtype
-        self.preferred_element_type = preferred_element_type
+        policy.settle(
+            self,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            promote_dtype=promote_dtype,
+            preferred_element_type=preferred_element_type,
+        )
+        make = parameters(rngs, self.param_dtype)
+        self.kernel = make(kernel_init, (in_features, out_features), kernel_metadata)
+        self.bias = make(bias_init, (out_features,), bias_metadata, use_bias)
 
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
         """Maps `(..., in_features)` to `(..., out_features)`.
@@ -85,17 +95,227 @@ class Linear(Module):
         Raises:
             ValueError: if the last axis of the inputs has another size.
         """
+        arrays = inputs, self.kernel, self.bias
+        return apply(self, linear, *arrays, out_sharding=out_sharding)
+
+
+class LinearGeneral(Module):
+    """A linear map of any axes: `jnp.tensordot(inputs, kernel) + bias`.
+
+    Arguments not described here: see `nnxlite.layers`.
+
+    Args:
+        in_features: the size of each of `axis`, from the first axis to the last.
+        out_features: the sizes of the axes that come in their place, at the end.
+        axis: the axis or axes of the inputs to contract.
+        batch_axis: `{axis: size}` of leading axes of the inputs along which each
+            position has a weight of its own.
+        use_bias: False leaves the attribute `bias` None.
+        dot_general: used in place of `jax.lax.dot_general`.
+        dot_general_cls: makes such a function, once a call.
+
+    Attributes:
+        kernel: Param `(*batch, *in_features, *out_features)`, by default
+            `lecun_normal()` of the flat `(batch * in_features, out_features)`.
+        bias: Param `(*batch, *out_features)`, or None.
+
+    Raises:
+        TypeError: if `rngs` is no Rngs.
+        ValueError: if there is not one size for each axis, or the batch axes are not
+            the leading ones.
+
+    Example:
+        >>> import jax.numpy as jnp, nnxlite as nnx
+        >>> layer = nnx.LinearGeneral((3, 4), 5, axis=(1, 2), rngs=nnx.Rngs(0))
+        >>> layer(jnp.ones((2, 3, 4))).shape
+        (2, 5)
+    """
+
+    kernel: Param[Array]
+    bias: Param[Array] | None
+
+    def __init__(
+        self,
+        in_features: int | Sequence[int],
+        out_features: int | Sequence[int],
+        *,
+        axis: int | Sequence[int] = -1,
+        batch_axis: Mapping[int, int] = NO_METADATA,
+        use_bias: bool = True,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike | None = None,
+        kernel_init: Callable[..., Any] = initializers.lecun_normal(),
+        bias_init: Callable[..., Any] = initializers.zeros,
+        precision: lax.PrecisionLike = None,
+        promote_dtype: PromoteDtype | None = None,
+        dot_general: Callable[..., Array] | None = None,
+        dot_general_cls: Any = None,
+        preferred_element_type: DTypeLike | None = None,
+        policy: Policy = Policy(),
+        rngs: Rngs,
+        kernel_metadata: Mapping[str, Any] = NO_METADATA,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+    ):
+        self.in_features = _sizes(in_features)
+        self.out_features = _sizes(out_features)
+        self.axis = _sizes(axis)
+        self.batch_axis = dict(batch_axis)
+        self.use_bias = use_bias
+        self.dot_general = dot_general
+        self.dot_general_cls = dot_general_cls
+        policy.settle(
+            self,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            promote_dtype=promote_dtype,
+            preferred_element_type=preferred_element_type,
+        )
+        if len(self.in_features) != len(self.axis):
+            raise ValueError(
+                f"LinearGeneral: in_features={self.in_features} must have a size for "
+                f"each of axis={self.axis}."
+            )
+        if sorted(batch_axis) != list(range(len(batch_axis))):
+            raise ValueError(
+                "LinearGeneral: batch dimensions must be the leading ones, starting "
+                f"from 0; got batch_axis={dict(batch_axis)}. Transpose the inputs."
+            )
+        batch = tuple(batch_axis[axis] for axis in sorted(batch_axis))
+        make = parameters(rngs, self.param_dtype)
+        self.kernel = make(
+            _flat(kernel_init, math.prod(batch + self.in_features)),
+            (*batch, *self.in_features, *self.out_features),
+            kernel_metadata,
+        )
+        shape = (*batch, *self.out_features)
+        self.bias = make(_flat(bias_init), shape, bias_metadata, use_bias)
+
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+        """Maps an array with `in_features` along `axis`.
+
+        Returns:
+            `(*batch, ..., *out_features)`, where `...` are the other axes.
+
+        Raises:
+            ValueError: if the inputs lack an axis, or it has another size.
+        """
+        product = self.dot_general or lax.dot_general
+        if self.dot_general_cls is not None:
+            product = self.dot_general_cls()
         return apply(
             self,
-            linear,
+            linear_general,
             inputs,
             self.kernel,
             self.bias,
-            dtype=self.dtype,
-            precision=self.precision,
-            dot_general=self.dot_general,
-            promote_dtype=self.promote_dtype,
-            preferred_element_type=self.preferred_element_type,
+            batch_axes=tuple(sorted(self.batch_axis)),
+            dot_general=product,
+            out_sharding=out_sharding,
+        )
+
+
+def _sizes(sizes: int | Sequence[int]) -> tuple[int, ...]:
+    return (sizes,) if isinstance(sizes, int) else tuple(sizes)
+
+
+def _flat(initializer: Callable[..., Any], rows: int | None = None) -> Any:
+    """An initializer of flat arrays, or of matrices, that come out in any shape."""
+
+    def flat(key: Any, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        size = math.prod(shape)
+        wanted = (size,) if rows is None else (rows, size // max(rows, 1))
+        value = initializer(key, wanted, dtype)
+        if isinstance(value, VariableMetadata):
+            array = value.raw_value.reshape(shape)
+            return VariableMetadata(array, metadata=value.metadata)
+        return value.reshape(shape)
+
+    return flat
+
+
+class Einsum(Module):
+    """`jnp.einsum(einsum_str, inputs, kernel) + bias`.
+
+    Arguments not described here: see `nnxlite.layers`.
+
+    Args:
+        einsum_str: an equation of two operands with an arrow: 'nta,hab->nthb'.
+        kernel_shape: the shape of the kernel.
+        bias_shape: the shape of the bias: the sizes of those axes of the result that
+            come from the kernel; None for no bias.
+        einsum_op: used in place of `jax.numpy.einsum`.
+
+    Attributes:
+        kernel: Param of `kernel_shape`, by default `lecun_normal()`.
+        bias: Param of `bias_shape`, or None.
+
+    Raises:
+        TypeError: if `rngs` is no Rngs.
+        ValueError: if the equation is not of that form.
+
+    Example:
+        >>> import jax.numpy as jnp, nnxlite as nnx
+        >>> layer = nnx.Einsum("nta,hab->nthb", (8, 2, 4), (8, 4), rngs=nnx.Rngs(0))
+        >>> layer(jnp.ones((16, 11, 2))).shape
+        (16, 11, 8, 4)
+    """
+
+    kernel: Param[Array]
+    bias: Param[Array] | None
+
+    def __init__(
+        self,
+        einsum_str: str,
+        kernel_shape: Sequence[int],
+        bias_shape: Sequence[int] | None = None,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike | None = None,
+        precision: lax.PrecisionLike = None,
+        kernel_init: Callable[..., Any] = initializers.lecun_normal(),
+        bias_init: Callable[..., Any] = initializers.zeros,
+        promote_dtype: PromoteDtype | None = None,
+        einsum_op: Callable[..., Array] = jnp.einsum,
+        preferred_element_type: DTypeLike | None = None,
+        policy: Policy = Policy(),
+        rngs: Rngs,
+        kernel_metadata: Mapping[str, Any] = NO_METADATA,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+    ):
+        operands(einsum_str)
+        self.einsum_str = einsum_str.replace(" ", "")
+        self.kernel_shape = tuple(kernel_shape)
+        self.bias_shape = None if bias_shape is None else tuple(bias_shape)
+        self.einsum_op = einsum_op
+        policy.settle(
+            self,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            promote_dtype=promote_dtype,
+            preferred_element_type=preferred_element_type,
+        )
+        make = parameters(rngs, self.param_dtype)
+        self.kernel = make(kernel_init, self.kernel_shape, kernel_metadata)
+        use_bias = self.bias_shape is not None
+        self.bias = make(bias_init, self.bias_shape or (), bias_metadata, use_bias)
+
+    def __call__(
+        self, inputs: Array, einsum_str: str | None = None, out_sharding: Any = None
+    ) -> Array:
+        """What the equation says, or `einsum_str` in its place.
+
+        Raises:
+            ValueError: if a shape does not fit the equation.
+        """
+        return apply(
+            self,
+            einsum,
+            inputs,
+            self.kernel,
+            self.bias,
+            equation=self.einsum_str if einsum_str is None else einsum_str,
             out_sharding=out_sharding,
         )
 
@@ -133,23 +353,25 @@ class Embed(Module):
         features: int,
         *,
         dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike | None = None,
         embedding_init: Callable[..., Any] = initializers.variance_scaling(
             1.0, "fan_in", "normal", out_axis=0
         ),
-        promote_dtype: PromoteDtype = promote_dtype,
+        promote_dtype: PromoteDtype | None = None,
+        policy: Policy = Policy(),
         rngs: Rngs,
         embedding_metadata: Mapping[str, Any] = NO_METADATA,
     ):
-        shape = (num_embeddings, features)
-        self.embedding = parameter(
-            embedding_init, rngs, shape, param_dtype, embedding_metadata
-        )
         self.num_embeddings = num_embeddings
         self.features = features
-        self.dtype = self.embedding.value.dtype if dtype is None else dtype
-        self.param_dtype = param_dtype
-        self.promote_dtype = promote_dtype
+        policy.settle(
+            self, dtype=dtype, param_dtype=param_dtype, promote_dtype=promote_dtype
+        )
+        make = parameters(rngs, self.param_dtype)
+        shape = (num_embeddings, features)
+        self.embedding = make(embedding_init, shape, embedding_metadata)
+        if self.dtype is None:
+            self.dtype = self.embedding.value.dtype
 
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
         """The rows at the integers `inputs`, of any shape: `(*inputs.shape, features)`.
@@ -159,7 +381,7 @@ class Embed(Module):
         Raises:
             ValueError: if the inputs are not integers.
         """
-        return self._apply(embed, inputs, out_sharding)
+        return apply(self, embed, inputs, self.embedding, out_sharding=out_sharding)
 
     def attend(self, query: Array, out_sharding: Any = None) -> Array:
         """Inner products of `(..., features)` with all rows: `(..., num_embeddings)`.
@@ -170,17 +392,4 @@ class Embed(Module):
         Raises:
             ValueError: if the last axis of the query has another size.
         """
-        return self._apply(attend, query, out_sharding)
-
-    def _apply(
-        self, kernel: Callable[..., Array], inputs: Array, out_sharding: Any
-    ) -> Array:
-        return apply(
-            self,
-            kernel,
-            inputs,
-            self.embedding,
-            dtype=self.dtype,
-            promote_dtype=self.promote_dtype,
-            out_sharding=out_sharding,
-        )
+        return apply(self, attend, query, self.embedding, out_sharding=out_sharding)

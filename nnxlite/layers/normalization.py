@@ -14,10 +14,11 @@ from ..core.metadata import NO_METADATA
 from ..core.module import Module
 from ..core.rngs import Rngs
 from ..functional import initializers
-from ..functional.dtypes import PromoteDtype, promote_dtype
+from ..functional.dtypes import PromoteDtype
 from ..functional.kernels import frozen
 from ..functional.normalization import batch_norm, batch_norm_inference, layer_norm
-from .shell import apply, mode, optional
+from .policy import Policy
+from .shell import apply, mode, parameters
 
 Groups = Sequence[Sequence[int]] | None
 
@@ -78,7 +79,7 @@ class BatchNorm(Module):
         momentum: float = 0.99,
         epsilon: float = 1e-5,
         dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike | None = None,
         use_bias: bool = True,
         use_scale: bool = True,
         bias_init: Callable[..., Any] = initializers.zeros,
@@ -86,33 +87,30 @@ class BatchNorm(Module):
         axis_name: str | None = None,
         axis_index_groups: Groups = None,
         use_fast_variance: bool = True,
-        promote_dtype: PromoteDtype = promote_dtype,
+        promote_dtype: PromoteDtype | None = None,
+        policy: Policy = Policy(),
         rngs: Rngs,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
         scale_metadata: Mapping[str, Any] = NO_METADATA,
     ):
-        shape = (num_features,)
-        self.mean = BatchStat(jnp.zeros(shape, jnp.float32))
-        self.var = BatchStat(jnp.ones(shape, jnp.float32))
-        self.scale = optional(
-            use_scale, scale_init, rngs, shape, param_dtype, scale_metadata
-        )
-        self.bias = optional(
-            use_bias, bias_init, rngs, shape, param_dtype, bias_metadata
-        )
+        self.mean = BatchStat(jnp.zeros(num_features, jnp.float32))
+        self.var = BatchStat(jnp.ones(num_features, jnp.float32))
         self.num_features = num_features
         self.use_running_average = use_running_average
         self.axis = axis
         self.momentum = momentum
         self.epsilon = epsilon
-        self.dtype = dtype
-        self.param_dtype = param_dtype
         self.use_bias = use_bias
         self.use_scale = use_scale
         self.axis_name = axis_name
         self.axis_index_groups = frozen(axis_index_groups)
         self.use_fast_variance = use_fast_variance
-        self.promote_dtype = promote_dtype
+        policy.settle(
+            self, dtype=dtype, param_dtype=param_dtype, promote_dtype=promote_dtype
+        )
+        make = parameters(rngs, self.param_dtype)
+        self.scale = make(scale_init, (num_features,), scale_metadata, use_scale)
+        self.bias = make(bias_init, (num_features,), bias_metadata, use_bias)
 
     def __call__(
         self,
@@ -132,26 +130,11 @@ class BatchNorm(Module):
             ValueError: if `x` has another number of features, or if
                 `use_running_average` is None here and in the layer.
         """
-        options: dict[str, Any] = {
-            "axis": self.axis,
-            "epsilon": self.epsilon,
-            "dtype": self.dtype,
-            "promote_dtype": self.promote_dtype,
-        }
         arrays = x, self.mean, self.var, self.scale, self.bias
         if mode(self, "use_running_average", use_running_average):
-            return apply(self, batch_norm_inference, *arrays, **options)
-        y, self.mean.value, self.var.value = apply(
-            self,
-            batch_norm,
-            *arrays,
-            mask,
-            momentum=self.momentum,
-            axis_name=self.axis_name,
-            axis_index_groups=frozen(self.axis_index_groups),
-            use_fast_variance=self.use_fast_variance,
-            **options,
-        )
+            return apply(self, batch_norm_inference, *arrays)
+        y, mean, var = apply(self, batch_norm, *arrays, mask)
+        self.mean.value, self.var.value = mean, var
         return y
 
     def set_view(self, use_running_average: bool | None = None) -> None:
@@ -200,7 +183,7 @@ class LayerNorm(Module):
         *,
         epsilon: float = 1e-6,
         dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike | None = None,
         use_bias: bool = True,
         use_scale: bool = True,
         bias_init: Callable[..., Any] = initializers.zeros,
@@ -210,22 +193,14 @@ class LayerNorm(Module):
         axis_name: str | None = None,
         axis_index_groups: Groups = None,
         use_fast_variance: bool = True,
-        promote_dtype: PromoteDtype = promote_dtype,
+        promote_dtype: PromoteDtype | None = None,
+        policy: Policy = Policy(),
         rngs: Rngs,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
         scale_metadata: Mapping[str, Any] = NO_METADATA,
     ):
-        shape = (num_features,)
-        self.scale = optional(
-            use_scale, scale_init, rngs, shape, param_dtype, scale_metadata
-        )
-        self.bias = optional(
-            use_bias, bias_init, rngs, shape, param_dtype, bias_metadata
-        )
         self.num_features = num_features
         self.epsilon = epsilon
-        self.dtype = dtype
-        self.param_dtype = param_dtype
         self.use_bias = use_bias
         self.use_scale = use_scale
         self.reduction_axes = frozen(reduction_axes)
@@ -233,7 +208,12 @@ class LayerNorm(Module):
         self.axis_name = axis_name
         self.axis_index_groups = frozen(axis_index_groups)
         self.use_fast_variance = use_fast_variance
-        self.promote_dtype = promote_dtype
+        policy.settle(
+            self, dtype=dtype, param_dtype=param_dtype, promote_dtype=promote_dtype
+        )
+        make = parameters(rngs, self.param_dtype)
+        self.scale = make(scale_init, (num_features,), scale_metadata, use_scale)
+        self.bias = make(bias_init, (num_features,), bias_metadata, use_bias)
 
     def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
         """Normalizes `x`, by default of shape `(..., num_features)`.
@@ -245,19 +225,4 @@ class LayerNorm(Module):
         Raises:
             ValueError: if `x` lacks an axis or has another number of features.
         """
-        return apply(
-            self,
-            layer_norm,
-            x,
-            self.scale,
-            self.bias,
-            mask,
-            epsilon=self.epsilon,
-            dtype=self.dtype,
-            promote_dtype=self.promote_dtype,
-            reduction_axes=frozen(self.reduction_axes),
-            feature_axes=frozen(self.feature_axes),
-            axis_name=self.axis_name,
-            axis_index_groups=frozen(self.axis_index_groups),
-            use_fast_variance=self.use_fast_variance,
-        )
+        return apply(self, layer_norm, x, self.scale, self.bias, mask)

@@ -4,7 +4,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from jax import Array, lax
+import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 
 from ..core.kinds import Param
@@ -12,6 +13,7 @@ from ..core.module import Module
 from ..core.rngs import Rngs
 from ..core.variable import Variable
 from ..functional.dtypes import promote_dtype
+from ..functional.kernels import configuration, frozen
 
 R = TypeVar("R")
 
@@ -19,42 +21,48 @@ R = TypeVar("R")
 _PURE = {
     "promote_dtype": promote_dtype,
     "dot_general": lax.dot_general,
+    "einsum_op": jnp.einsum,
     "conv_general_dilated": lax.conv_general_dilated,
 }
 
 
-def parameter(
-    initializer: Callable[..., Any],
-    rngs: Rngs,
-    shape: tuple[int, ...],
-    dtype: DTypeLike,
-    metadata: Mapping[str, Any],
-) -> Param[Array]:
-    """A new Param, for which the next key of `params` is drawn, used or not.
+class parameters:
+    """Makes the parameters of a layer, each with the next key of the stream `params`.
+
+    Args:
+        rngs: gives the keys.
+        dtype: of the parameters.
 
     Raises:
         TypeError: if `rngs` is no Rngs.
 
     Example:
         >>> from jax.nn.initializers import zeros
-        >>> parameter(zeros, Rngs(0), (2,), "float32", {"note": "bias"})
+        >>> make = parameters(Rngs(0), "float32")
+        >>> make(zeros, (2,), {"note": "bias"})
         Param(value=Array([0., 0.], dtype=float32), note='bias')
     """
-    if not isinstance(rngs, Rngs):
-        raise TypeError(
-            f"rngs must be an nnx.Rngs, from which the parameters are drawn; got "
-            f"{type(rngs).__name__}. Pass nnx.Rngs(seed)."
-        )
-    return Param(initializer(rngs.params(), shape, dtype), **metadata)
 
+    def __init__(self, rngs: Rngs, dtype: DTypeLike):
+        if not isinstance(rngs, Rngs):
+            raise TypeError(
+                f"rngs must be an nnx.Rngs, from which the parameters are drawn; got "
+                f"{type(rngs).__name__}. Pass nnx.Rngs(seed)."
+            )
+        self.rngs = rngs
+        self.dtype = dtype
 
-def optional(use: bool, *args: Any) -> Param[Array] | None:
-    """A `parameter` made of the other arguments; None, and no key drawn, if not `use`.
-
-    Example:
-        >>> optional(False, None, Rngs(0), (2,), "float32", {})
-    """
-    return parameter(*args) if use else None
+    def __call__(
+        self,
+        initializer: Callable[..., Any],
+        shape: tuple[int, ...],
+        metadata: Mapping[str, Any],
+        use: bool = True,
+    ) -> Any:
+        """A new Param; None, and no key drawn, if not `use`."""
+        if not use:
+            return None
+        return Param(initializer(self.rngs.params(), shape, self.dtype), **metadata)
 
 
 def mode(layer: Module, name: str, argument: bool | None) -> bool:
@@ -76,24 +84,30 @@ def mode(layer: Module, name: str, argument: bool | None) -> bool:
 
 
 def apply(
-    layer: Module, kernel: Callable[..., R], /, *arrays: Any, **configuration: Any
+    layer: Module, kernel: Callable[..., R], /, *arrays: Any, **options: Any
 ) -> R:
     """Calls a kernel for a layer, whose class its errors name.
 
-    A compiled kernel takes what a function reads from elsewhere for a constant. So
-    where a user's function replaces a step, what the kernel was made of is called.
+    The kernel is configured by the attributes of the layer that have the names of its
+    configuration (see `functional.kernels`). A compiled kernel takes what a function
+    reads from elsewhere for a constant. So where a user's function replaces a step,
+    what the kernel was made of is called.
 
     Args:
         arrays: arrays, Variables that hold them, or None.
-        configuration: see `functional.kernels`; a function that does a step is given
-            by its name in `_PURE`.
+        options: configuration in place of attributes.
     """
+    attributes = vars(layer)
+    for name in configuration(kernel):
+        if name in attributes and name not in options:
+            value = attributes[name]
+            options[name] = frozen(value) if isinstance(value, list) else value
     for name, pure in _PURE.items():
-        if configuration.get(name, pure) is not pure:
+        if options.get(name, pure) is not pure:
             kernel = inspect.unwrap(kernel)
     values = [x.value if isinstance(x, Variable) else x for x in arrays]
     try:
-        return kernel(*values, **configuration)
+        return kernel(*values, **options)
     except (TypeError, ValueError) as error:
         if type(error) in (TypeError, ValueError):
             text = str(error).removeprefix(f"{kernel.__name__}: ")

@@ -27,6 +27,36 @@ LAYERS = {
         (3, 4),
     ),
     "linear he": ("Linear", (4, 5), {"kernel_init": NORMAL}, (3, 4)),
+    "general": ("LinearGeneral", (4, 5), {"bias_init": NORMAL}, (3, 4)),
+    "general axes": (
+        "LinearGeneral",
+        ((3, 4), (5, 2)),
+        {"axis": (1, -1), "bias_init": NORMAL},
+        (2, 3, 4),
+    ),
+    "general unsorted": ("LinearGeneral", ((3, 3), 2), {"axis": (2, 1)}, (2, 3, 3)),
+    "general batch": (
+        "LinearGeneral",
+        (4, (5, 2)),
+        {"batch_axis": {0: 2}, "bias_init": NORMAL},
+        (2, 3, 4),
+    ),
+    "general without bias": ("LinearGeneral", (4, 5), {"use_bias": False}, (2, 4)),
+    "general bf16": ("LinearGeneral", (4, 5), {"dtype": BF16}, (2, 4)),
+    "einsum": ("Einsum", ("nta,hab->nthb", (2, 4, 5), (2, 5)), {}, (2, 3, 4)),
+    "einsum ellipsis": (
+        "Einsum",
+        ("... a, a b -> ... b", (4, 5), (5,)),
+        {"bias_init": NORMAL, "precision": "highest"},
+        (2, 3, 4),
+    ),
+    "einsum order": (
+        "Einsum",
+        ("ab,cbd->dca", (2, 4, 3), (3, 2)),
+        {"bias_init": NORMAL},
+        (5, 4),
+    ),
+    "einsum without bias": ("Einsum", ("ab,bc->ac", (4, 5)), {}, (3, 4)),
     "embed": ("Embed", (6, 4), {}, "indices"),
     "embed bf16": ("Embed", (6, 4), {"dtype": BF16}, "indices"),
     "embed init": (
@@ -196,21 +226,27 @@ def test_same_outputs_as_flax(oracle, name, dtype):
         assert_close(left[path], wanted[path], 1e-2 if low else 1e-6)
 
 
-@pytest.mark.parametrize(
-    "kind", ["Linear", "Embed", "Conv", "BatchNorm", "LayerNorm", "Dropout"]
-)
+@pytest.mark.parametrize("kind", sorted({kind for kind, *_ in LAYERS.values()}))
 def test_same_signatures_as_flax(oracle, kind):
     ours, theirs = getattr(nnx, kind), getattr(oracle("flax.nnx"), kind)
 
+    def parameters(function):
+        """What only we have is left out: a policy."""
+        found = inspect.signature(function).parameters.values()
+        return [p for p in found if p.name != "policy"]
+
     def arguments(function):
-        return [
-            (p.name, p.kind) for p in inspect.signature(function).parameters.values()
-        ]
+        return [(p.name, p.kind) for p in parameters(function)]
 
     def defaults(function):
-        parameters = inspect.signature(function).parameters.values()
-        values = {p.name: p.default for p in parameters if not callable(p.default)}
-        return {k: {} if k.endswith("_metadata") else v for k, v in values.items()}
+        own = ("param_dtype", "promote_dtype")  # where we have None: the policy's
+        values = {
+            p.name: p.default
+            for p in parameters(function)
+            if not callable(p.default) and p.name not in own
+        }
+        empty = ("_metadata", "batch_axis")
+        return {k: {} if k.endswith(empty) else v for k, v in values.items()}
 
     for method in ("__init__", "__call__"):
         assert arguments(getattr(ours, method)) == arguments(getattr(theirs, method))

@@ -1,0 +1,45 @@
+"""Policy: in which types layers hold, compute and promote; one object for a model."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+from ..functional.dtypes import PromoteDtype, promote_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """The arguments that mean the same in every layer, as one value.
+
+    A layer takes from its `policy` each of these arguments that it is not given, and
+    keeps it in the attribute of that name.
+
+    Attributes:
+        dtype: in which to compute; None promotes inputs and parameters together.
+        param_dtype: of the parameters.
+        precision: of products, see `jax.lax.dot_general`.
+        preferred_element_type: of the results of products, see `jax.lax.dot_general`.
+        promote_dtype: a function `(arrays, *, dtype) -> arrays` that casts inputs and
+            parameters; see `functional.promote_dtype`.
+
+    Example:
+        >>> import jax.numpy as jnp, nnxlite as nnx
+        >>> half = nnx.Policy(dtype=jnp.bfloat16)
+        >>> layer = nnx.Linear(2, 3, policy=half, rngs=nnx.Rngs(0))
+        >>> layer(jnp.ones(2)).dtype, layer.kernel.dtype
+        (dtype(bfloat16), dtype('float32'))
+    """
+
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: lax.PrecisionLike = None
+    preferred_element_type: DTypeLike | None = None
+    promote_dtype: PromoteDtype = promote_dtype
+
+    def settle(self, layer: Any, **given: Any) -> None:
+        """Sets attributes of a layer: what is given, or where that is None, ours."""
+        for name, value in given.items():
+            setattr(layer, name, getattr(self, name) if value is None else value)
