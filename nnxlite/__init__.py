@@ -126,7 +126,10 @@ from .layers.linear import Embed as Embed
 from .layers.linear import Linear as Linear
 from .layers.linear import LinearGeneral as LinearGeneral
 from .layers.normalization import BatchNorm as BatchNorm
+from .layers.normalization import GroupNorm as GroupNorm
+from .layers.normalization import InstanceNorm as InstanceNorm
 from .layers.normalization import LayerNorm as LayerNorm
+from .layers.normalization import RMSNorm as RMSNorm
 from .layers.policy import Policy as Policy
 from .layers.sequential import Sequential as Sequential
 from .layers.stack import Stack as Stack

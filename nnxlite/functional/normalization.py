@@ -69,6 +69,68 @@ def layer_norm(
     return y.astype(canonicalize_dtype(*arrays, dtype=dtype))
 
 
+@compiled(arrays=4)
+def group_norm(
+    x: Array,
+    scale: Array | None,
+    bias: Array | None,
+    mask: Array | None,
+    num_groups: int = 32,
+    epsilon: float = 1e-6,
+    dtype: DTypeLike | None = None,
+    promote_dtype: PromoteDtype = promote_dtype,
+    reduction_axes: Axes | None = None,
+    axis_name: Any = None,
+    axis_index_groups: Groups = None,
+    use_fast_variance: bool = True,
+) -> Array:
+    """Normalize groups of neighbouring features (https://arxiv.org/abs/1803.08494).
+
+    Args:
+        x: `(batch, *spatial, features)`. Arguments not described here are those of
+            `layer_norm`.
+        num_groups: how many groups the features form.
+        reduction_axes: the axes over which mean and variance are taken, the last one
+            among them (there, within each group); None is all but the first.
+
+    Returns:
+        An array like `x`, in the type in which it was computed.
+
+    Raises:
+        ValueError: if `x` lacks an axis, if the axes leave out the last one, or if
+            groups, scale or bias do not fit the features.
+
+    Example:
+        >>> x = jnp.array([[1.0, 3.0, 5.0, 9.0]])
+        >>> group_norm(x, None, None, None, num_groups=2).round(3)
+        Array([[-1.,  1., -1.,  1.]], dtype=float32)
+    """
+    x, scale, bias = arrays = promote_dtype((x, scale, bias), dtype=dtype)
+    last = x.ndim - 1
+    axes = tuple(range(1, last)) + (last,) if reduction_axes is None else reduction_axes
+    axes = normalize_axis_tuple(axes, x.ndim, "reduction_axes")
+    features = x.shape[-1] if x.ndim else 0
+    if last not in axes or features % num_groups:
+        raise ValueError(
+            f"x of shape {x.shape} cannot be normalized over its axes {axes} in "
+            f"{num_groups} groups: the last axis must be among the axes, and have a "
+            "multiple of that size."
+        )
+    grouped = (num_groups, features // num_groups)
+    parameters = [
+        None if p is None else p.reshape(grouped)
+        for p in _along_features(-1, x, scale, bias)
+    ]
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, x.shape).reshape(*x.shape[:-1], *grouped)
+    y = x.reshape(*x.shape[:-1], *grouped)
+    within = tuple(axis + (axis == last) for axis in axes)
+    replicas = axis_name, axis_index_groups
+    statistics = _statistics(y, within, mask, replicas, use_fast_variance)
+    y = _normalize(y, *statistics, *parameters, epsilon=epsilon).reshape(x.shape)
+    return y.astype(canonicalize_dtype(*arrays, dtype=dtype))
+
+
 @compiled(arrays=6)
 def batch_norm(
     x: Array,

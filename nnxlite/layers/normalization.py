@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
+from numpy.lib.array_utils import normalize_axis_tuple
 
 from ..core.kinds import BatchStat, Param
 from ..core.metadata import NO_METADATA
@@ -16,11 +17,47 @@ from ..core.rngs import Rngs
 from ..functional import initializers
 from ..functional.dtypes import PromoteDtype
 from ..functional.kernels import frozen
-from ..functional.normalization import batch_norm, batch_norm_inference, layer_norm
+from ..functional.normalization import (
+    batch_norm,
+    batch_norm_inference,
+    group_norm,
+    layer_norm,
+)
 from .policy import Policy
 from .shell import apply, mode, parameters
 
 Groups = Sequence[Sequence[int]] | None
+
+
+def _begin(
+    self: Any,
+    *,
+    num_features: int,
+    rngs: Rngs,
+    policy: Policy,
+    dtype: DTypeLike | None,
+    param_dtype: DTypeLike | None,
+    promote_dtype: PromoteDtype | None,
+    use_scale: bool,
+    scale_init: Callable[..., Any],
+    scale_metadata: Mapping[str, Any],
+    use_bias: bool = False,
+    bias_init: Callable[..., Any] = initializers.zeros,
+    bias_metadata: Mapping[str, Any] = NO_METADATA,
+    **attributes: Any,
+) -> None:
+    """What all constructors do: keeps the arguments, makes scale and bias."""
+    self.num_features = num_features
+    self.use_scale = use_scale
+    self.use_bias = use_bias
+    for name, value in attributes.items():
+        setattr(self, name, frozen(value))
+    policy.settle(
+        self, dtype=dtype, param_dtype=param_dtype, promote_dtype=promote_dtype
+    )
+    make = parameters(rngs, self.param_dtype)
+    self.scale = make(scale_init, (num_features,), scale_metadata, use_scale)
+    self.bias = make(bias_init, (num_features,), bias_metadata, use_bias)
 
 
 class BatchNorm(Module):
@@ -93,24 +130,9 @@ class BatchNorm(Module):
         bias_metadata: Mapping[str, Any] = NO_METADATA,
         scale_metadata: Mapping[str, Any] = NO_METADATA,
     ):
+        _begin(**locals())
         self.mean = BatchStat(jnp.zeros(num_features, jnp.float32))
         self.var = BatchStat(jnp.ones(num_features, jnp.float32))
-        self.num_features = num_features
-        self.use_running_average = use_running_average
-        self.axis = axis
-        self.momentum = momentum
-        self.epsilon = epsilon
-        self.use_bias = use_bias
-        self.use_scale = use_scale
-        self.axis_name = axis_name
-        self.axis_index_groups = frozen(axis_index_groups)
-        self.use_fast_variance = use_fast_variance
-        policy.settle(
-            self, dtype=dtype, param_dtype=param_dtype, promote_dtype=promote_dtype
-        )
-        make = parameters(rngs, self.param_dtype)
-        self.scale = make(scale_init, (num_features,), scale_metadata, use_scale)
-        self.bias = make(bias_init, (num_features,), bias_metadata, use_bias)
 
     def __call__(
         self,
@@ -199,21 +221,7 @@ class LayerNorm(Module):
         bias_metadata: Mapping[str, Any] = NO_METADATA,
         scale_metadata: Mapping[str, Any] = NO_METADATA,
     ):
-        self.num_features = num_features
-        self.epsilon = epsilon
-        self.use_bias = use_bias
-        self.use_scale = use_scale
-        self.reduction_axes = frozen(reduction_axes)
-        self.feature_axes = frozen(feature_axes)
-        self.axis_name = axis_name
-        self.axis_index_groups = frozen(axis_index_groups)
-        self.use_fast_variance = use_fast_variance
-        policy.settle(
-            self, dtype=dtype, param_dtype=param_dtype, promote_dtype=promote_dtype
-        )
-        make = parameters(rngs, self.param_dtype)
-        self.scale = make(scale_init, (num_features,), scale_metadata, use_scale)
-        self.bias = make(bias_init, (num_features,), bias_metadata, use_bias)
+        _begin(**locals())
 
     def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
         """Normalizes `x`, by default of shape `(..., num_features)`.
@@ -226,3 +234,216 @@ class LayerNorm(Module):
             ValueError: if `x` lacks an axis or has another number of features.
         """
         return apply(self, layer_norm, x, self.scale, self.bias, mask)
+
+
+class RMSNorm(Module):
+    """Divides the features of each example by their root mean square.
+
+    The paper is https://arxiv.org/abs/1910.07467. Arguments not described here: see
+    `LayerNorm` and `nnxlite.layers`.
+
+    Attributes:
+        scale: Param `(num_features,)`, or None.
+
+    Raises:
+        TypeError: if `rngs` is no Rngs.
+
+    Example:
+        >>> import jax.numpy as jnp, nnxlite as nnx
+        >>> layer = nnx.RMSNorm(2, rngs=nnx.Rngs(0))
+        >>> layer(jnp.array([[3.0, 4.0]])).round(3)
+        Array([[0.849, 1.131]], dtype=float32)
+    """
+
+    scale: Param[Array] | None
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        epsilon: float = 1e-6,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike | None = None,
+        use_scale: bool = True,
+        scale_init: Callable[..., Any] = initializers.ones,
+        reduction_axes: int | Sequence[int] = -1,
+        feature_axes: int | Sequence[int] = -1,
+        axis_name: str | None = None,
+        axis_index_groups: Groups = None,
+        use_fast_variance: bool = True,
+        promote_dtype: PromoteDtype | None = None,
+        policy: Policy = Policy(),
+        rngs: Rngs,
+        scale_metadata: Mapping[str, Any] = NO_METADATA,
+    ):
+        _begin(**locals())
+
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
+        """Normalizes `x`, by default of shape `(..., num_features)`.
+
+        Args:
+            x: the activations.
+            mask: False where an entry of `x` shall not count, broadcasts to `x`.
+
+        Raises:
+            ValueError: if `x` lacks an axis or has another number of features.
+        """
+        return apply(self, layer_norm, x, self.scale, None, mask, use_mean=False)
+
+
+class GroupNorm(Module):
+    """Normalizes groups of features over space (https://arxiv.org/abs/1803.08494).
+
+    Arguments not described here: see `LayerNorm` and `nnxlite.layers`.
+
+    Args:
+        num_features: size of the last axis of the inputs.
+        num_groups: how many groups of neighbouring features; None if `group_size` is
+            given.
+        group_size: the features of each group, in place of `num_groups=None`.
+        reduction_axes: the axes over which mean and variance are taken, the last one
+            among them; None is all but the first.
+
+    Attributes:
+        scale: Param `(num_features,)`, or None.
+        bias: Param `(num_features,)`, or None.
+
+    Raises:
+        TypeError: if `rngs` is no Rngs.
+        ValueError: if both or none of `num_groups` and `group_size` are given, or they
+            do not divide the features.
+
+    Example:
+        >>> import jax.numpy as jnp, nnxlite as nnx
+        >>> layer = nnx.GroupNorm(4, num_groups=2, rngs=nnx.Rngs(0))
+        >>> layer(jnp.array([[1.0, 3.0, 5.0, 9.0]])).round(3)
+        Array([[-1.,  1., -1.,  1.]], dtype=float32)
+    """
+
+    scale: Param[Array] | None
+    bias: Param[Array] | None
+
+    def __init__(
+        self,
+        num_features: int,
+        num_groups: int | None = 32,
+        group_size: int | None = None,
+        *,
+        epsilon: float = 1e-6,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike | None = None,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Callable[..., Any] = initializers.zeros,
+        scale_init: Callable[..., Any] = initializers.ones,
+        reduction_axes: int | Sequence[int] | None = None,
+        axis_name: str | None = None,
+        axis_index_groups: Groups = None,
+        use_fast_variance: bool = True,
+        promote_dtype: PromoteDtype | None = None,
+        policy: Policy = Policy(),
+        rngs: Rngs,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        scale_metadata: Mapping[str, Any] = NO_METADATA,
+    ):
+        if (num_groups is None) == (group_size is None):
+            raise ValueError(
+                "GroupNorm: Either `num_groups` or `group_size` should be specified, "
+                f"and the other None; got {num_groups} and {group_size}."
+            )
+        if num_groups is None:
+            num_groups = num_features // max(group_size or 0, 1)
+        self.group_size = group_size or num_features // max(num_groups, 1)
+        if num_groups * self.group_size != num_features:
+            raise ValueError(
+                f"GroupNorm: {num_features} features cannot be divided into "
+                f"{num_groups} groups of {self.group_size}: choose a divisor."
+            )
+        del group_size
+        _begin(**locals(), feature_axis=-1)
+
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        """Normalizes `x` of shape `(batch, *spatial, num_features)`.
+
+        Args:
+            x: the activations.
+            mask: False where an entry of `x` shall not count, broadcasts to `x`.
+
+        Raises:
+            ValueError: if `x` lacks an axis or has another number of features.
+        """
+        return apply(self, group_norm, x, self.scale, self.bias, mask)
+
+
+class InstanceNorm(Module):
+    """Normalizes each feature of each example over space.
+
+    The paper is https://arxiv.org/abs/1607.08022. Arguments not described here: see
+    `LayerNorm` and `nnxlite.layers`.
+
+    Args:
+        feature_axes: the axes of the features; statistics are taken over all others but
+            the first.
+
+    Attributes:
+        scale: Param `(num_features,)`, or None.
+        bias: Param `(num_features,)`, or None.
+
+    Raises:
+        TypeError: if `rngs` is no Rngs.
+
+    Example:
+        >>> import jax.numpy as jnp, nnxlite as nnx
+        >>> layer = nnx.InstanceNorm(1, rngs=nnx.Rngs(0))
+        >>> layer(jnp.array([[[1.0], [3.0]]]))[0, :, 0].round(3)
+        Array([-1.,  1.], dtype=float32)
+    """
+
+    scale: Param[Array] | None
+    bias: Param[Array] | None
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        epsilon: float = 1e-6,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike | None = None,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Callable[..., Any] = initializers.zeros,
+        scale_init: Callable[..., Any] = initializers.ones,
+        feature_axes: int | Sequence[int] = -1,
+        axis_name: str | None = None,
+        axis_index_groups: Groups = None,
+        use_fast_variance: bool = True,
+        promote_dtype: PromoteDtype | None = None,
+        policy: Policy = Policy(),
+        rngs: Rngs,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        scale_metadata: Mapping[str, Any] = NO_METADATA,
+    ):
+        _begin(**locals())
+
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        """Normalizes `x`, by default of shape `(batch, *spatial, num_features)`.
+
+        Args:
+            x: the activations.
+            mask: False where an entry of `x` shall not count, broadcasts to `x`.
+
+        Raises:
+            ValueError: if `x` lacks an axis, has another number of features, or if the
+                axis of the features is the first.
+        """
+        rank = jnp.ndim(x)
+        features = normalize_axis_tuple(self.feature_axes, rank, "feature_axes")
+        if 0 in features:
+            raise ValueError(
+                "InstanceNorm: The channel axes cannot include the leading dimension "
+                "as this is assumed to be the batch axis; got feature_axes="
+                f"{self.feature_axes} for x of shape {jnp.shape(x)}."
+            )
+        space = tuple(axis for axis in range(1, rank) if axis not in features)
+        arrays = x, self.scale, self.bias, mask
+        return apply(self, layer_norm, *arrays, reduction_axes=space)

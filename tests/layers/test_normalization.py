@@ -203,3 +203,51 @@ def test_a_plain_jax_transform_names_the_statistics():
         jax.grad(lambda x: layer(x).sum())(jnp.asarray(X))
     assert (layer.mean.value == 0).all()
     jax.grad(lambda x: layer(x, use_running_average=True).sum())(jnp.asarray(X))
+
+
+def test_group_norm_over_some_axes():
+    """Flax 0.12 repeats the statistics along the wrong axis here."""
+    x = np.random.default_rng(0).normal(1, 2, (2, 3, 5, 6)).astype("f4")
+    layer = nnx.GroupNorm(6, 2, reduction_axes=(2, 3), rngs=nnx.Rngs(0))
+    groups = x.reshape(2, 3, 5, 2, 3)
+    mean, var = (f(groups, axis=(2, 4), keepdims=True) for f in (np.mean, np.var))
+    expected = ((groups - mean) / np.sqrt(var + 1e-6)).reshape(x.shape)
+
+    np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_group_norm_with_a_mask():
+    x = jnp.array([[1.0, 3.0, 5.0, 90.0]])
+    layer = nnx.GroupNorm(4, 2, rngs=nnx.Rngs(0))
+    masked = layer(x, mask=jnp.array([True, True, True, False]))
+
+    np.testing.assert_allclose(masked[0, :3], [-1.0, 1.0, 0.0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ((None, None), "Either `num_groups` or `group_size`"),
+        ((2, 2), "Either `num_groups` or `group_size`"),
+        ((4, None), "6 features cannot be divided into 4 groups"),
+        ((0, None), "6 features cannot be divided into 0 groups"),
+        ((None, 4), "6 features cannot be divided into 1 groups of 4"),
+        ((12, None), "6 features cannot be divided into 12 groups"),
+    ],
+)
+def test_groups_that_do_not_fit(groups, message):
+    with pytest.raises(ValueError, match=message):
+        nnx.GroupNorm(6, *groups, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(("shape", "axes"), [((2, 5), None), ((2, 3, 6), (0, 1))])
+def test_inputs_that_do_not_fit_group_norm(shape, axes):
+    layer = nnx.GroupNorm(6, 2, reduction_axes=axes, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="GroupNorm: x of shape .* last axis must be"):
+        layer(jnp.ones(shape))
+
+
+def test_instance_norm_keeps_examples_apart():
+    layer = nnx.InstanceNorm(2, feature_axes=0, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"InstanceNorm: .*feature_axes=0 for x of"):
+        layer(jnp.ones((2, 3)))
