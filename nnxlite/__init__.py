@@ -120,6 +120,7 @@ from .functional.pooling import max_pool as max_pool
 from .functional.pooling import min_pool as min_pool
 from .functional.pooling import pool as pool
 from .layers.convolution import Conv as Conv
+from .layers.convolution import ConvTranspose as ConvTranspose
 from .layers.dropout import Dropout as Dropout
 from .layers.linear import Einsum as Einsum
 from .layers.linear import Embed as Embed

@@ -63,16 +63,9 @@ def conv(
         kernel = _masked(jnp.asarray(kernel), jnp.asarray(mask))
     x, kernel, bias = promote_dtype((x, kernel, bias), dtype=dtype)
     rank, channels = kernel.ndim - 2, kernel.shape[-2] * feature_group_count
-    if x.ndim <= rank or x.shape[-1] != channels:
-        raise ValueError(
-            f"conv: a kernel of shape {kernel.shape} wants x of shape (*batch, *spatial"
-            f", {channels}) with {rank} spatial axes; got {x.shape}. Add the channels "
-            "with x[..., None], or make the layer with in_features=x.shape[-1]."
-        )
+    batch, x = _images(x, kernel, rank, channels)
     dilation = per_axis(kernel_dilation, rank, "kernel_dilation")
     extents = [(kernel.shape[i] - 1) * dilation[i] + 1 for i in range(rank)]
-    batch, image = x.shape[: x.ndim - rank - 1], x.shape[x.ndim - rank - 1 :]
-    x = x.reshape((math.prod(batch), *image))
     x, pairs = _padded(x, padding_pairs(padding, rank), extents)
     axes = (0, rank + 1, *range(1, rank + 1))
     y = conv_general_dilated(
@@ -93,6 +86,99 @@ def conv(
     )
     y = y.reshape(batch + y.shape[1:])
     return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
+
+
+@compiled(arrays=4)
+def conv_transpose(
+    x: Array,
+    kernel: Array,
+    bias: Array | None,
+    mask: Array | None,
+    strides: Sizes = 1,
+    padding: Pads = "SAME",
+    kernel_dilation: Sizes = 1,
+    transpose_kernel: bool = False,
+    dtype: DTypeLike | None = None,
+    precision: lax.PrecisionLike = None,
+    promote_dtype: PromoteDtype = promote_dtype,
+    preferred_element_type: DTypeLike | None = None,
+) -> Array:
+    """The transpose of a convolution: each input spreads a window, plus `bias`.
+
+    Args:
+        x: `(*batch, *spatial, in_features)` with any number of batch axes or none.
+        kernel: `(*window, in_features, out_features)`.
+        bias: `(out_features,)`, or None.
+        mask: multiplies the kernel, whose shape it has; or None.
+        strides: how far apart the windows of neighbours are, for each spatial axis or
+            all; None means 1, here and for the dilation.
+        padding: 'SAME' and 'VALID' (see `jax.lax.conv_transpose`), 'CIRCULAR' (windows
+            go on at the other end), an int, or an int or (low, high) for each axis.
+        transpose_kernel: True flips the window and takes a kernel `(*window,
+            out_features, in_features)`: the gradient of `conv` with that kernel.
+
+    Returns:
+        `(*batch, *windows, out_features)`.
+
+    Raises:
+        ValueError: if shapes do not fit.
+
+    Example:
+        >>> x, kernel = jnp.array([[1.0], [2.0]]), jnp.ones((2, 1, 1))
+        >>> conv_transpose(x, kernel, None, None, strides=2, padding="VALID")[:, 0]
+        Array([1., 1., 2., 2.], dtype=float32)
+    """
+    if mask is not None:
+        kernel = _masked(jnp.asarray(kernel), jnp.asarray(mask))
+    x, kernel, bias = promote_dtype((x, kernel, bias), dtype=dtype)
+    rank, channels = kernel.ndim - 2, kernel.shape[-1 if transpose_kernel else -2]
+    batch, x = _images(x, kernel, rank, channels)
+    pairs, steps = padding_pairs(padding, rank), per_axis(strides, rank, "strides")
+    axes = (0, rank + 1, *range(1, rank + 1))
+    y = lax.conv_transpose(
+        x,
+        kernel,
+        steps,
+        "VALID" if pairs == "CIRCULAR" else pairs,
+        rhs_dilation=per_axis(kernel_dilation, rank, "kernel_dilation"),
+        dimension_numbers=lax.ConvDimensionNumbers(
+            axes, (rank + 1, rank, *range(rank)), axes
+        ),
+        transpose_kernel=transpose_kernel,
+        precision=precision,
+        **given(preferred_element_type=preferred_element_type),
+    )
+    if pairs == "CIRCULAR":
+        periods = [n * step for n, step in zip(x.shape[1:-1], steps, strict=True)]
+        y = _wrapped(y, periods, transpose_kernel)
+    y = y.reshape(batch + y.shape[1:])
+    return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
+
+
+def _wrapped(y: Array, periods: list[int], extra_at_end: bool) -> Array:
+    """Adds up what lies whole periods apart; the middle of `y` stays where it is."""
+    for axis, period in enumerate(periods, 1):
+        missing = -(y.shape[axis] - period) % (2 * period)
+        low = missing // 2 if extra_at_end else (missing + 1) // 2
+        pads = [(0, 0)] * y.ndim
+        pads[axis] = (low, missing - low)
+        y = jnp.pad(y, pads)
+        y = y.reshape(*y.shape[:axis], -1, period, *y.shape[axis + 1 :]).sum(axis)
+    return y
+
+
+def _images(
+    x: Array, kernel: Array, rank: int, channels: int
+) -> tuple[tuple[int, ...], Array]:
+    """The batch axes of `x`, and `x` with one axis in their place."""
+    if x.ndim <= rank or x.shape[-1] != channels:
+        raise ValueError(
+            f"A kernel of shape {kernel.shape} wants x of shape (*batch, *spatial, "
+            f"{channels}) with {rank} spatial axes; got {x.shape}. Add the channels "
+            "with x[..., None], or make the layer with in_features=x.shape[-1]."
+        )
+    batch, image = x.shape[: x.ndim - rank - 1], x.shape[x.ndim - rank - 1 :]
+    return batch, x.reshape((math.prod(batch), *image))
 
 
 def _masked(kernel: Array, mask: Array) -> Array:

@@ -11,7 +11,7 @@ from ..core.metadata import NO_METADATA
 from ..core.module import Module
 from ..core.rngs import Rngs
 from ..functional import initializers
-from ..functional.convolution import conv
+from ..functional.convolution import conv, conv_transpose
 from ..functional.dtypes import PromoteDtype
 from ..functional.kernels import Pads, Sizes, frozen
 from .policy import Policy
@@ -130,3 +130,95 @@ class Conv(Module):
         """
         arrays = inputs, self.kernel, self.bias, self.mask
         return apply(self, conv, *arrays, out_sharding=out_sharding)
+
+
+class ConvTranspose(Module):
+    """The transpose of a convolution, which makes images larger, plus a bias.
+
+    Arguments not described here: see `Conv` and `nnxlite.layers`.
+
+    Args:
+        strides: how far apart the windows of neighbours are; None is 1.
+        padding: 'SAME', 'VALID', 'CIRCULAR', an int, or an int or (low, high) for each
+            spatial axis; see `functional.conv_transpose`.
+        mask: multiplies the kernel, whose shape it has.
+        transpose_kernel: True makes it the gradient of a `Conv`: the window is flipped,
+            and the kernel is `(*kernel_size, out_features, in_features)`.
+
+    Attributes:
+        kernel: Param `(*kernel_size, in_features, out_features)`, by default
+            `lecun_normal()`.
+        bias: Param `(out_features,)`, or None.
+
+    Raises:
+        TypeError: if `rngs` is no Rngs.
+
+    Example:
+        >>> import jax.numpy as jnp, nnxlite as nnx
+        >>> layer = nnx.ConvTranspose(3, 4, (3, 3), strides=2, rngs=nnx.Rngs(0))
+        >>> layer(jnp.ones((1, 8, 8, 3))).shape
+        (1, 16, 16, 4)
+    """
+
+    kernel: Param[Array]
+    bias: Param[Array] | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int | Sequence[int],
+        strides: Sizes = None,
+        *,
+        padding: Pads = "SAME",
+        kernel_dilation: Sizes = None,
+        use_bias: bool = True,
+        mask: Array | None = None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike | None = None,
+        precision: lax.PrecisionLike = None,
+        kernel_init: Callable[..., Any] = initializers.lecun_normal(),
+        bias_init: Callable[..., Any] = initializers.zeros,
+        transpose_kernel: bool = False,
+        promote_dtype: PromoteDtype | None = None,
+        preferred_element_type: DTypeLike | None = None,
+        policy: Policy = Policy(),
+        rngs: Rngs,
+        kernel_metadata: Mapping[str, Any] = NO_METADATA,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+    ):
+        window = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
+        channels = in_features, out_features
+        self.kernel_shape = window + (channels[::-1] if transpose_kernel else channels)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.kernel_size = window
+        self.strides = frozen(strides)
+        self.padding = frozen(padding)
+        self.kernel_dilation = frozen(kernel_dilation)
+        self.use_bias = use_bias
+        self.mask = mask
+        self.transpose_kernel = transpose_kernel
+        policy.settle(
+            self,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            promote_dtype=promote_dtype,
+            preferred_element_type=preferred_element_type,
+        )
+        make = parameters(rngs, self.param_dtype)
+        self.kernel = make(kernel_init, self.kernel_shape, kernel_metadata)
+        self.bias = make(bias_init, (out_features,), bias_metadata, use_bias)
+
+    def __call__(self, inputs: Array) -> Array:
+        """Spreads `(*batch, *spatial, in_features)`, with any number of batch axes.
+
+        Returns:
+            `(*batch, *windows, out_features)`.
+
+        Raises:
+            ValueError: if the inputs have another number of channels or too few axes,
+                or the mask has not the shape of the kernel.
+        """
+        return apply(self, conv_transpose, inputs, self.kernel, self.bias, self.mask)
