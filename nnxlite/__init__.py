@@ -115,10 +115,15 @@ from .functional.activations import softplus as softplus
 from .functional.activations import standardize as standardize
 from .functional.activations import swish as swish
 from .functional.activations import tanh as tanh
+from .functional.attention import combine_masks as combine_masks
+from .functional.attention import make_attention_mask as make_attention_mask
+from .functional.attention import make_causal_mask as make_causal_mask
 from .functional.pooling import avg_pool as avg_pool
 from .functional.pooling import max_pool as max_pool
 from .functional.pooling import min_pool as min_pool
 from .functional.pooling import pool as pool
+from .layers.attention import MultiHeadAttention as MultiHeadAttention
+from .layers.attention import dot_product_attention as dot_product_attention
 from .layers.convolution import Conv as Conv
 from .layers.convolution import ConvTranspose as ConvTranspose
 from .layers.dropout import Dropout as Dropout

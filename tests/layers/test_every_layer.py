@@ -216,6 +216,36 @@ LAYERS = {
         {"feature_axes": 1, "use_bias": False},
         (2, 4, 5),
     ),
+    "attention": (
+        "MultiHeadAttention",
+        (4, 8),
+        {"decode": False, "bias_init": NORMAL},
+        (2, 5, 8),
+    ),
+    "attention sizes": (
+        "MultiHeadAttention",
+        (4, 8, 16, 6),
+        {"decode": False, "use_bias": False, "out_kernel_init": NORMAL},
+        (2, 3, 5, 8),
+    ),
+    "attention groups": (
+        "MultiHeadAttention",
+        (4, 8, 8, 8, 2),
+        {"decode": False, "normalize_qk": True},
+        (5, 8),
+    ),
+    "attention bf16": (
+        "MultiHeadAttention",
+        (2, 4),
+        {"decode": False, "dtype": BF16},
+        (2, 3, 4),
+    ),
+    "attention dropout": (
+        "MultiHeadAttention",
+        (2, 4),
+        {"decode": False, "dropout_rate": 0.5, "deterministic": False},
+        (2, 3, 4),
+    ),
     "dropout": ("Dropout", (0.5,), {}, (3, 40)),
     "dropout dims": ("Dropout", (0.3,), {"broadcast_dims": (0,)}, (3, 40)),
     "dropout 0": ("Dropout", (0.0,), {}, (3, 4)),
@@ -305,11 +335,13 @@ def test_same_signatures_as_flax(oracle, kind):
         return [(p.name, p.kind) for p in parameters(function)]
 
     def defaults(function):
-        own = ("param_dtype", "promote_dtype")  # where we have None: the policy's
+        own = "param_dtype", "decode"  # here None is the policy's, and the other False
         values = {
             p.name: p.default
             for p in parameters(function)
-            if not callable(p.default) and p.name not in own
+            if not callable(p.default)
+            and not p.name.endswith("promote_dtype")
+            and p.name not in own
         }
         empty = ("_metadata", "batch_axis")
         return {k: {} if k.endswith(empty) else v for k, v in values.items()}
@@ -492,7 +524,7 @@ def test_errors_of_subclasses_name_the_subclass():
     class Head(nnx.Linear):
         pass
 
-    with pytest.raises(ValueError, match="^Head: a kernel of shape .* in_features="):
+    with pytest.raises(ValueError, match="^Head: A kernel of shape .* in_features="):
         Head(4, 5, rngs=nnx.Rngs(0))(jnp.ones((3, 3)))
 
 
