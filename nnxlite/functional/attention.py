@@ -30,7 +30,7 @@ def attention(
     dtype: DTypeLike | None = None,
     promote_dtype: PromoteDtype = promote_dtype,
     is_causal: bool = False,
-    implementation: str | None = None,
+    implementation: Any = None,
 ) -> Array:
     """Attention by the fastest way that JAX has, `jax.nn.dot_product_attention`.
 
@@ -77,7 +77,7 @@ def attention(
         bias=along_logits(bias, "bias"),
         mask=None if mask is None else along_logits(jnp.asarray(mask, bool), "mask"),
         is_causal=is_causal,
-        implementation=implementation,  # pyright: ignore[reportArgumentType]
+        implementation=implementation,
     )
     return y.reshape(query.shape[:-1] + value.shape[-1:])
 

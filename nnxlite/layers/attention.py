@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.core import Tracer
 from jax.typing import DTypeLike
 
 from ..core.kinds import Cache, Intermediate
@@ -23,7 +23,7 @@ from ..functional.attention import (
 from ..functional.dtypes import PromoteDtype, promote_dtype
 from .linear import LinearGeneral
 from .normalization import LayerNorm
-from .policy import Policy
+from .policy import Layer, Policy
 from .shell import mode
 
 
@@ -113,7 +113,7 @@ def dot_product_attention(
     return weighted_sum(kept, value, precision=precision)
 
 
-class MultiHeadAttention(Module):
+class MultiHeadAttention(Layer):
     """Attention with several heads, each with projections of its own.
 
     Arguments not described here: see `nnxlite.layers`.
@@ -401,7 +401,7 @@ class MultiHeadAttention(Module):
                 f"one position a call, keys of shape {wanted}; got {key.shape}."
             )
         index = self.cache_index.value
-        if not isinstance(index, jax.core.Tracer) and index >= kept[-3]:
+        if not isinstance(index, Tracer) and index >= kept[-3]:
             raise ValueError(
                 f"MultiHeadAttention: the cache is full, with {kept[-3]} positions. "
                 "Make a longer one with model.init_cache((*batch, length, features))."

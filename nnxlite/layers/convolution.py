@@ -8,17 +8,16 @@ from jax.typing import DTypeLike
 
 from ..core.kinds import Param
 from ..core.metadata import NO_METADATA
-from ..core.module import Module
 from ..core.rngs import Rngs
 from ..functional import initializers
 from ..functional.convolution import conv, conv_transpose
 from ..functional.dtypes import PromoteDtype
 from ..functional.kernels import Pads, Sizes, frozen
-from .policy import Policy
+from .policy import Layer, Policy
 from .shell import apply, parameters
 
 
-class Conv(Module):
+class Conv(Layer):
     """A convolution; the length of `kernel_size` says over how many spatial axes.
 
     Arguments not described here: see `nnxlite.layers`.
@@ -132,7 +131,7 @@ class Conv(Module):
         return apply(self, conv, *arrays, out_sharding=out_sharding)
 
 
-class ConvTranspose(Module):
+class ConvTranspose(Layer):
     """The transpose of a convolution, which makes images larger, plus a bias.
 
     Arguments not described here: see `Conv` and `nnxlite.layers`.

@@ -1,6 +1,7 @@
 """Linear maps: a weight that multiplies features, and a table of embeddings."""
 
 import math
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,6 @@ from jax.typing import DTypeLike
 
 from ..core.kinds import Param
 from ..core.metadata import NO_METADATA, VariableMetadata
-from ..core.module import Module
 from ..core.rngs import Rngs
 from ..functional import initializers
 from ..functional.dtypes import PromoteDtype
@@ -22,11 +22,11 @@ from ..functional.linear import (
     linear_general,
     operands,
 )
-from .policy import Policy
+from .policy import Layer, Policy
 from .shell import apply, parameters
 
 
-class Linear(Module):
+class Linear(Layer):
     """A linear map of the last axis, `inputs @ kernel + bias`.
 
     Arguments not described here: see `nnxlite.layers`.
@@ -99,7 +99,7 @@ class Linear(Module):
         return apply(self, linear, *arrays, out_sharding=out_sharding)
 
 
-class LinearGeneral(Module):
+class LinearGeneral(Layer):
     """A linear map of any axes: `jnp.tensordot(inputs, kernel) + bias`.
 
     Arguments not described here: see `nnxlite.layers`.
@@ -140,7 +140,7 @@ class LinearGeneral(Module):
         out_features: int | Sequence[int],
         *,
         axis: int | Sequence[int] = -1,
-        batch_axis: Mapping[int, int] = NO_METADATA,
+        batch_axis: Mapping[int, int] = types.MappingProxyType({}),
         use_bias: bool = True,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike | None = None,
@@ -234,7 +234,7 @@ def _flat(initializer: Callable[..., Any], rows: int | None = None) -> Any:
     return flat
 
 
-class Einsum(Module):
+class Einsum(Layer):
     """`jnp.einsum(einsum_str, inputs, kernel) + bias`.
 
     Arguments not described here: see `nnxlite.layers`.
@@ -320,7 +320,7 @@ class Einsum(Module):
         )
 
 
-class Embed(Module):
+class Embed(Layer):
     """A table of vectors, looked up by number.
 
     Arguments not described here: see `nnxlite.layers`.

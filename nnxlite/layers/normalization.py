@@ -12,7 +12,6 @@ from numpy.lib.array_utils import normalize_axis_tuple
 
 from ..core.kinds import BatchStat, Param
 from ..core.metadata import NO_METADATA
-from ..core.module import Module
 from ..core.rngs import Rngs
 from ..functional import initializers
 from ..functional.dtypes import PromoteDtype
@@ -23,7 +22,7 @@ from ..functional.normalization import (
     group_norm,
     layer_norm,
 )
-from .policy import Policy
+from .policy import Layer, Policy
 from .shell import apply, mode, parameters
 
 Groups = Sequence[Sequence[int]] | None
@@ -60,7 +59,7 @@ def _begin(
     self.bias = make(bias_init, (num_features,), bias_metadata, use_bias)
 
 
-class BatchNorm(Module):
+class BatchNorm(Layer):
     """Normalizes each feature over the batch (https://arxiv.org/abs/1502.03167).
 
     Training uses the statistics of the batch and moves the running ones towards them;
@@ -165,7 +164,7 @@ class BatchNorm(Module):
             self.use_running_average = use_running_average
 
 
-class LayerNorm(Module):
+class LayerNorm(Layer):
     """Normalizes the features of each example (https://arxiv.org/abs/1607.06450).
 
     Arguments not described here: see `nnxlite.layers`.
@@ -236,7 +235,7 @@ class LayerNorm(Module):
         return apply(self, layer_norm, x, self.scale, self.bias, mask)
 
 
-class RMSNorm(Module):
+class RMSNorm(Layer):
     """Divides the features of each example by their root mean square.
 
     The paper is https://arxiv.org/abs/1910.07467. Arguments not described here: see
@@ -291,7 +290,7 @@ class RMSNorm(Module):
         return apply(self, layer_norm, x, self.scale, None, mask, use_mean=False)
 
 
-class GroupNorm(Module):
+class GroupNorm(Layer):
     """Normalizes groups of features over space (https://arxiv.org/abs/1803.08494).
 
     Arguments not described here: see `LayerNorm` and `nnxlite.layers`.
@@ -375,7 +374,7 @@ class GroupNorm(Module):
         return apply(self, group_norm, x, self.scale, self.bias, mask)
 
 
-class InstanceNorm(Module):
+class InstanceNorm(Layer):
     """Normalizes each feature of each example over space.
 
     The paper is https://arxiv.org/abs/1607.08022. Arguments not described here: see
@@ -399,6 +398,7 @@ class InstanceNorm(Module):
         Array([-1.,  1.], dtype=float32)
     """
 
+    feature_axes: int | tuple[int, ...]
     scale: Param[Array] | None
     bias: Param[Array] | None
 

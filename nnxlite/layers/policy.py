@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from ..core.module import Module
 from ..functional.dtypes import PromoteDtype, promote_dtype
 
 
@@ -43,3 +44,13 @@ class Policy:
         """Sets attributes of a layer: what is given, or where that is None, ours."""
         for name, value in given.items():
             setattr(layer, name, getattr(self, name) if value is None else value)
+
+
+class Layer(Module):
+    """A Module whose attributes of these names a `Policy` has settled."""
+
+    dtype: DTypeLike | None
+    param_dtype: DTypeLike
+    precision: lax.PrecisionLike
+    preferred_element_type: DTypeLike | None
+    promote_dtype: PromoteDtype

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from nnxlite.functional import attend, embed, linear
+from nnxlite.functional import attend, embed, linear, linear_general
 
 RNG = np.random.default_rng(0)
 
@@ -34,7 +34,7 @@ def test_linear(shape, use_bias):
 
 def test_linear_contracts_sorted_axes_and_batches_leading_ones():
     x, kernel, bias = normal(2, 3, 4, 5), normal(2, 3, 5, 6, 7), normal(2, 6, 7)
-    y = linear(x, kernel, bias, axis=(-1, 1), batch_axes=(0,))
+    y = linear_general(x, kernel, bias, axis=(-1, 1), batch_axes=(0,))
     expected = np.einsum("bijk,bikmn->bjmn", x, kernel) + bias[:, None]
     close(y, expected)
 
@@ -68,7 +68,9 @@ def test_linear_general_as_flax(oracle):
         rngs=nnx.Rngs(0),
     )
     x = normal(2, 3, 4, 5)
-    y = linear(x, layer.kernel[...], layer.bias[...], axis=(1, -1), batch_axes=(0,))
+    y = linear_general(
+        x, layer.kernel[...], layer.bias[...], axis=(1, -1), batch_axes=(0,)
+    )
     close(y, layer(x))
 
 
