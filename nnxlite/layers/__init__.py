@@ -6,14 +6,16 @@ reads its attributes at each call, so that all of them may be changed at any tim
 
 Arguments that mean the same in every layer:
 
-    dtype: in which to compute; None promotes inputs and parameters together.
-    param_dtype: of the parameters; float32 unless given.
+    dtype: in which to compute; by default inputs and parameters are promoted together.
+    param_dtype: of the parameters, by default float32.
     precision, preferred_element_type, out_sharding: see `jax.lax.dot_general`.
     *_init: an initializer `(key, shape, dtype) -> array`, one of `nnx.initializers` or
         one made by `nnx.with_metadata`; by default zeros for biases, ones for scales.
     *_metadata: entries of the parameter's metadata, none by default.
     promote_dtype: a function `(arrays, *, dtype) -> arrays` that casts inputs and
         parameters; see `functional.promote_dtype`.
+    policy: a `Policy`, which gives those of dtype, param_dtype, precision,
+        preferred_element_type and promote_dtype that are None.
     rngs: gives the keys of the initial values, from its stream `params`.
 
 Functions that replace a step (`promote_dtype`, `dot_general`, ...) may do anything that

@@ -168,3 +168,23 @@ def test_tied_embedding_has_one_gradient():
 
     expected = jax.grad(loss)(model.table.embedding.value)
     close(grads["table"]["embedding"].value, expected, 1e-5)
+
+
+def test_a_policy_gives_what_the_layer_is_not_given():
+    half = nnx.Policy(dtype=jnp.bfloat16, param_dtype=jnp.float16, precision="highest")
+    layer = nnx.Linear(2, 3, policy=half, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    assert layer.kernel.dtype == jnp.float32 and layer.precision == "highest"
+    assert layer(jnp.ones(2)).dtype == jnp.bfloat16
+    norm = nnx.LayerNorm(3, policy=half, rngs=nnx.Rngs(0))
+    assert norm.scale.dtype == jnp.float16 and norm(jnp.ones(3)).dtype == jnp.bfloat16
+    plain = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    assert plain.dtype is None and plain.param_dtype == jnp.float32
+    assert hash(half) == hash(nnx.Policy(jnp.bfloat16, jnp.float16, "highest"))
+
+
+def test_attributes_of_a_layer_configure_its_kernel():
+    layer = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    layer.dtype = jnp.bfloat16
+    assert layer(jnp.ones(2)).dtype == jnp.bfloat16
+    layer.axis = 0  # no argument of the kernel of Linear
+    assert layer(jnp.ones((5, 2))).shape == (5, 3)
