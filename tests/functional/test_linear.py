@@ -111,14 +111,15 @@ def test_linear_accumulates_in_the_preferred_type():
             r"kernel of shape \(3, 4\) wants x to have sizes \(3,\) along its axes "
             r"\(1,\); got \(5,\) in x of shape \(2, 5\).*in_features=\(5,\)",
         ),
-        ((), {}, "linear: axis: axis -1 is out of bounds for array of dimension 0"),
-        ((3,), {"axis": (-2, -1)}, "linear: axis: axis -2 is out of bounds"),
-        ((3,), {"batch_axes": (1,)}, "linear: batch_axes: axis 1 is out of bounds"),
+        ((), {}, "axis: axis -1 is out of bounds for array of dimension 0"),
+        ((3,), {"axis": (-2, -1)}, "axis: axis -2 is out of bounds"),
+        ((3,), {"batch_axes": (1,)}, "batch_axes: axis 1 is out of bounds"),
     ],
 )
 def test_linear_explains_wrong_shapes(x, options, match):
     with pytest.raises(ValueError, match=match):
-        linear(normal(*x) if x else 1.0, normal(3, 4), None, **options)
+        function = linear_general if options else linear
+        function(normal(*x) if x else 1.0, normal(3, 4), None, **options)
 
 
 TABLE = normal(3, 2)
