@@ -250,8 +250,8 @@ class RMSNorm(Layer):
     Example:
         >>> import jax.numpy as jnp, nnxlite as nnx
         >>> layer = nnx.RMSNorm(2, rngs=nnx.Rngs(0))
-        >>> layer(jnp.array([[3.0, 4.0]])).round(3)
-        Array([[0.849, 1.131]], dtype=float32)
+        >>> (layer(jnp.array([[1.0, 7.0]])) * 5).round(2)
+        Array([[1., 7.]], dtype=float32)
     """
 
     scale: Param[Array] | None
