@@ -125,7 +125,7 @@ def attention_weights(
     _check_shapes(query, key, key)
     shape = _logits_shape(query, key)
     query = query / jnp.sqrt(query.shape[-1]).astype(query.dtype)
-    key = _for_each_head(key, query)
+    key = _for_each_head(key, query.shape[-2])
     logits = jnp.einsum("...qhd,...khd->...hqk", query, key, precision=precision)
     if bias is not None:
         _check_broadcasts(bias, shape, "bias")
@@ -164,14 +164,14 @@ def weighted_sum(
         >>> weighted_sum(jnp.ones((1, 2, 3)), jnp.ones((3, 1, 4))).shape
         (2, 1, 4)
     """
-    groups = weights.shape[-3] // value.shape[-2]
-    value = jnp.repeat(value, groups, axis=-2) if groups > 1 else value
+    value = _for_each_head(value, weights.shape[-3])
     return jnp.einsum("...hqk,...khd->...qhd", weights, value, precision=precision)
 
 
-def _for_each_head(key: Array, query: Array) -> Array:
-    groups = query.shape[-2] // key.shape[-2]
-    return jnp.repeat(key, groups, axis=-2) if groups > 1 else key
+def _for_each_head(x: Array, heads: int) -> Array:
+    """Keys or values once for each head of the queries."""
+    groups = heads // x.shape[-2]
+    return jnp.repeat(x, groups, axis=-2) if groups > 1 else x
 
 
 def _logits_shape(query: Array, key: Array) -> tuple[int, ...]:

@@ -148,19 +148,13 @@ class Primals:
         differentiated: dict[int, Path] = {}
         for diff in wanted:
             argument = args[diff.argnum]
-            leaves, treedef = flatten(argument)
-            paths = [
-                tuple(map(key_of, keys)) for keys, _ in flatten_with_path(argument)
-            ]
+            _, treedef = flatten(argument)
             matches = to_predicate(diff.filter)
-            self._found.append(
-                [
-                    _part(
-                        leaf, (diff.argnum, *path), matches, differentiated, allow_int
-                    )
-                    for path, leaf in zip(paths, leaves, strict=True)
-                ]
-            )
+            parts: list[_Differentiated] = []
+            for keys, leaf in flatten_with_path(argument):
+                start = (diff.argnum, *map(key_of, keys))
+                parts.append(_part(leaf, start, matches, differentiated, allow_int))
+            self._found.append(parts)
             self._treedefs.append(treedef)
         if differentiated:
             chosen = {diff.argnum for diff in wanted}
