@@ -30,7 +30,7 @@ import contextlib
 import itertools
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -224,6 +224,36 @@ def write(variable: Any, value: Any) -> bool:
     frame.written[variable] = None
     frame.renew_level()
     return True
+
+
+@contextlib.contextmanager
+def overlaid(values: Mapping[Any, Any]) -> Iterator[None]:
+    """Gives Variables other values for a while, which is no write.
+
+    What is written to them meanwhile is lost.
+    """
+    frame = _thread.frame
+    if frame is None:
+        places = [(v._cell, "value", value) for v, value in values.items()]
+        before = [getattr(*place[:2]) for place in places]
+        try:
+            for place in places:
+                setattr(*place)
+            yield
+        finally:
+            for (cell, name, _), value in zip(places, before, strict=True):
+                setattr(cell, name, value)
+        return
+    before = {v: frame.values[v] for v in values if v in frame.values}
+    frame.values.update(values)
+    frame.renew_level()
+    try:
+        yield
+    finally:
+        for variable in values:
+            del frame.values[variable]
+        frame.values.update(before)
+        frame.renew_level()
 
 
 def before_change(obj: Any, home: Any, part: str = "") -> None:

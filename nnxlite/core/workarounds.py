@@ -1,8 +1,12 @@
 """Where JAX offers no public way: each with the version seen and what would end it."""
 
+import copyreg
+import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.core
 import jax.extend.core
 
@@ -39,3 +43,26 @@ def is_tracing_a_program() -> bool:
     """
     ask = getattr(jax.extend.core, "unsafe_am_i_under_a_jit_DO_NOT_USE", None)
     return ask is None or bool(ask())
+
+
+def _reduced_to_its_name(function: Any) -> Any:
+    name, module = function.__qualname__, sys.modules.get(function.__module__)
+    try:
+        found = functools.reduce(getattr, name.split("."), module)
+    except AttributeError:
+        found = None
+    return name if found is function else function.__reduce_ex__(4)
+
+
+def let_functions_be_pickled() -> None:
+    """Lets `pickle` and `copy` take functions made by `jax.jit` by their names.
+
+    A model that holds `jax.nn.relu` or `jnp.tanh` could not be pickled otherwise: JAX
+    pickles the plain function inside, which has the same name and is not found by it
+    (jax 0.10). Ends when `pickle.dumps(jax.nn.relu)` works.
+    """
+    for kind in (type(jax.jit(lambda: None)), jax.custom_jvp, jax.custom_vjp):
+        copyreg.pickle(kind, _reduced_to_its_name)  # pyright: ignore[reportArgumentType]
+
+
+let_functions_be_pickled()

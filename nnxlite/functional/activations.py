@@ -5,9 +5,12 @@ microseconds (`relu`, `relu6`, `gelu`), 33 (`softmax`) or 165 (`logsumexp`); com
 4 to 10.
 """
 
-from functools import partial
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import Array
 from jax.nn import celu as celu
 from jax.nn import elu as elu
 from jax.nn import glu as glu
@@ -28,10 +31,43 @@ from jax.nn import softplus as softplus
 from jax.nn import standardize as standardize
 from jax.nn import swish as swish
 from jax.numpy import tanh as tanh
+from jax.typing import DTypeLike
 
-_jit = partial(jax.jit, inline=True)
+from .dtypes import PromoteDtype, promote_dtype
+from .kernels import compiled
+
+
+def _jit(function: Callable[..., Any], **options: Any) -> Any:
+    compiled = jax.jit(function, inline=True, **options)
+    compiled.__module__ = __name__  # where pickle finds it
+    return compiled
+
 
 relu, relu6 = _jit(jax.nn.relu), _jit(jax.nn.relu6)
 gelu = _jit(jax.nn.gelu, static_argnames="approximate")
 softmax = _jit(jax.nn.softmax, static_argnames="axis")
 logsumexp = _jit(jax.nn.logsumexp, static_argnames=("axis", "keepdims", "return_sign"))
+
+
+@compiled(arrays=2)
+def prelu(
+    x: Array,
+    negative_slope: Array,
+    dtype: DTypeLike | None = None,
+    promote_dtype: PromoteDtype = promote_dtype,
+) -> Array:
+    """`x` where it is positive, else `negative_slope * x`.
+
+    Args:
+        x: of any shape.
+        negative_slope: broadcasts to `x`.
+        dtype: in which to compute, by default that of `x`.
+
+    Example:
+        >>> prelu(jax.numpy.array([-2.0, 2.0]), jax.numpy.array(0.1))
+        Array([-0.2,  2. ], dtype=float32)
+    """
+    if dtype is None:
+        negative_slope = jnp.asarray(negative_slope, jnp.asarray(x).dtype)
+    x, negative_slope = promote_dtype((x, negative_slope), dtype=dtype)
+    return jnp.where(x >= 0, x, negative_slope * x)

@@ -37,6 +37,13 @@ def dropout(
 def _dropout(
     x: Array, key: Array, rate: float, broadcast_dims: tuple[int, ...]
 ) -> Array:
+    x = _checked(x, rate)
+    if rate == 1:
+        return jnp.zeros_like(x)
+    return jnp.where(_kept(x, key, rate, broadcast_dims), x / (1 - rate), 0)
+
+
+def _checked(x: Array, rate: float) -> Array:
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         raise TypeError(
@@ -45,9 +52,44 @@ def _dropout(
         )
     if not 0 <= rate <= 1:
         raise ValueError(f"The dropout rate must be from 0 to 1; got {rate}.")
-    if rate == 1:
-        return jnp.zeros_like(x)
+    return x
+
+
+def _kept(x: Array, key: Array, rate: float, broadcast_dims: tuple[int, ...]) -> Array:
     shared = normalize_axis_tuple(broadcast_dims, x.ndim, "broadcast_dims")
     shape = tuple(1 if axis in shared else n for axis, n in enumerate(x.shape))
-    kept = jax.random.bernoulli(key, 1 - rate, shape)
-    return jnp.where(kept, x / (1 - rate), 0)
+    return jax.random.bernoulli(key, 1 - rate, shape)
+
+
+_SELU_LOW = -1.0507009873554805 * 1.6732632423543772  # the limit of selu at -infinity
+
+
+def alpha_dropout(
+    x: Array, key: Array, rate: float, broadcast_dims: tuple[int, ...] = ()
+) -> Array:
+    """Dropout that keeps mean 0 and variance 1, for networks with `selu`.
+
+    Dropped entries get the lowest value of `selu`; then a fixed scale and shift make up
+    for them (https://arxiv.org/abs/1706.02515). Arguments as in `dropout`; at rate 1
+    all is 0.
+
+    Example:
+        >>> x = jax.random.normal(jax.random.key(0), (9999,))
+        >>> y = alpha_dropout(x, jax.random.key(1), 0.3)
+        >>> bool(abs(y.mean()) < 0.03), bool(abs(y.std() - 1) < 0.03)
+        (True, True)
+    """
+    return x if rate == 0 else _alpha_dropout(x, key, rate, frozen(broadcast_dims))
+
+
+@compiled(arrays=2)
+def _alpha_dropout(
+    x: Array, key: Array, rate: float, broadcast_dims: tuple[int, ...]
+) -> Array:
+    x = _checked(x, rate)
+    if rate == 1:
+        return jnp.zeros_like(x)
+    scale = ((1 - rate) * (1 + rate * _SELU_LOW**2)) ** -0.5
+    shift = -scale * _SELU_LOW * rate
+    kept = _kept(x, key, rate, broadcast_dims)
+    return scale * jnp.where(kept, x, _SELU_LOW) + shift

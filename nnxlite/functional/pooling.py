@@ -115,3 +115,51 @@ def _avg_pool(inputs: Array, window: tuple, count_include_pad: bool) -> Array:
     if not count_include_pad:
         counted = pool(jnp.ones_like(inputs), 0, lax.add, *window)
     return pool(inputs, 0, lax.add, *window) / counted
+
+
+@compiled(arrays=1)
+def adaptive_avg_pool(
+    inputs: Array, output_shape: int | tuple[int | None, ...]
+) -> Array:
+    """The means of as many windows as wanted, which cover the inputs evenly.
+
+    Of `n` entries, window `i` of `m` takes those from `floor(i n / m)` up to
+    `ceil((i + 1) n / m)`, as PyTorch does; windows overlap where `m` does not divide n.
+
+    Args:
+        inputs: `(*batch, *spatial, channels)`.
+        output_shape: how many windows along each spatial axis; None keeps the axis.
+
+    Returns:
+        `(*batch, *output_shape, channels)`.
+
+    Raises:
+        ValueError: if the inputs have too few axes.
+
+    Example:
+        >>> adaptive_avg_pool(jnp.array([[1.0], [2.0], [6.0]]), 2)[:, 0]
+        Array([1.5, 4. ], dtype=float32)
+    """
+    x = jnp.asarray(inputs)
+    sizes = (output_shape,) if isinstance(output_shape, int) else output_shape
+    batch = x.ndim - len(sizes) - 1
+    if batch < 0:
+        raise ValueError(
+            f"output_shape={sizes} wants inputs of shape (*batch, *spatial, channels) "
+            f"with {len(sizes)} spatial axes; got {x.shape}."
+        )
+    for axis, wanted in enumerate(sizes, batch):
+        if wanted is not None:
+            means = jnp.asarray(_window_means(x.shape[axis], wanted), x.dtype)
+            y = jnp.tensordot(means, x, (1, axis), precision="highest")
+            x = jnp.moveaxis(y, 0, axis)
+    return x
+
+
+def _window_means(size: int, wanted: int) -> np.ndarray:
+    """A matrix that takes the mean of each window: `(wanted, size)`."""
+    matrix = np.zeros((wanted, size))
+    for row in range(wanted):
+        low, high = row * size // wanted, -(-(row + 1) * size // wanted)
+        matrix[row, low:high] = 1 / (high - low)
+    return matrix

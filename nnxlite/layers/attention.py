@@ -21,6 +21,7 @@ from ..functional.attention import (
     weighted_sum,
 )
 from ..functional.dtypes import PromoteDtype, promote_dtype
+from ..functional.positions import rotary_embedding
 from .linear import LinearGeneral
 from .normalization import LayerNorm
 from .policy import Layer, Policy
@@ -142,6 +143,8 @@ class MultiHeadAttention(Layer):
             projections of the inputs, of that of the outputs, and of the LayerNorms.
         qkv_dot_general, out_dot_general: see `LinearGeneral`, as are the `_cls`.
         keep_rngs: whether to keep a random stream for dropout.
+        rotary_base: if given, queries and keys are rotated by their positions; see
+            `nnx.rotary_embedding`.
 
     Attributes:
         query, key, value: LinearGeneral, `(in_features,)` to `(heads, head_dim)`.
@@ -206,6 +209,7 @@ class MultiHeadAttention(Layer):
         out_bias_metadata: Mapping[str, Any] = NO_METADATA,
         query_ln_scale_metadata: Mapping[str, Any] = NO_METADATA,
         key_ln_scale_metadata: Mapping[str, Any] = NO_METADATA,
+        rotary_base: float | None = None,
     ):
         self.num_heads = num_heads
         self.in_features = in_features
@@ -220,6 +224,7 @@ class MultiHeadAttention(Layer):
         self.attention_fn = attention_fn
         self.decode = decode
         self.normalize_qk = normalize_qk
+        self.rotary_base = rotary_base
         policy.settle(self, dtype=dtype, param_dtype=param_dtype, precision=precision)
         common = policy.promote_dtype
         self.qkv_promote_dtype = qkv_promote_dtype or common
@@ -349,7 +354,11 @@ class MultiHeadAttention(Layer):
         value = self.value(inputs_v, out_sharding=qkv_sharding)
         if self.query_ln is not None and self.key_ln is not None:
             query, key = self.query_ln(query), self.key_ln(key)
-        if mode(self, "decode", decode):
+        decodes = mode(self, "decode", decode)
+        if self.rotary_base is not None:
+            start = self.cache_index if decodes else None
+            query, key = self._rotated(query, start), self._rotated(key, start)
+        if decodes:
             key, value, seen = self._remembered(query, key, value)
             mask = combine_masks(mask, jnp.broadcast_to(seen, _mask_shape(mask, seen)))
             is_causal = False
@@ -369,6 +378,12 @@ class MultiHeadAttention(Layer):
             is_causal=is_causal,
         )
         return self.out(y, out_sharding=out_sharding)
+
+    def _rotated(self, x: Array, start: Cache[Array] | None) -> Array:
+        positions = None
+        if start is not None:
+            positions = start.value + jnp.arange(x.shape[-3])
+        return rotary_embedding(x, positions, base=self.rotary_base)
 
     def _dropout_key(self, rngs: Rngs | RngStream | None) -> Array:
         source = self.rngs if rngs is None else rngs

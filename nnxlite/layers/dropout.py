@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jax import Array
 
 from ..core.arrays import is_array
 from ..core.module import Module
 from ..core.rngs import Rngs, RngStream
 from ..core.variable import Variable
-from ..functional import dropout
+from ..functional import alpha_dropout, dropout
 from ..functional.kernels import frozen
 from .shell import apply, mode
 
@@ -44,6 +45,7 @@ class Dropout(Module):
         ([0.0, 2.0], True)
     """
 
+    _kernel = staticmethod(dropout)
     rngs: RngStream | None
 
     def __init__(
@@ -57,7 +59,8 @@ class Dropout(Module):
     ):
         if not 0 <= rate <= 1:
             raise ValueError(
-                f"Dropout: rate must be a probability from 0 to 1; got {rate}."
+                f"{type(self).__name__}: rate must be a probability from 0 to 1; got "
+                f"{rate}."
             )
         self.rate = rate
         self.broadcast_dims = frozen(broadcast_dims)
@@ -87,14 +90,12 @@ class Dropout(Module):
         """
         if mode(self, "deterministic", deterministic) or self.rate == 0:
             return inputs
-        return apply(
-            self,
-            dropout,
-            inputs,
-            None if self.rate == 1 else self._key(rngs),
-            rate=self.rate,
-            broadcast_dims=self.broadcast_dims,
-        )
+        key = None if self.rate == 1 else self._key(rngs)
+        options = {"rate": self.rate, "broadcast_dims": self._shared_axes(inputs)}
+        return apply(self, self._kernel, inputs, key, **options)
+
+    def _shared_axes(self, inputs: Array) -> tuple[int, ...]:
+        return self.broadcast_dims
 
     def set_view(
         self,
@@ -143,3 +144,36 @@ class Dropout(Module):
                 f"{name}=seed)), or turn the layer off with model.eval()."
             )
         return stream()
+
+
+class AlphaDropout(Dropout):
+    """Dropout for networks with `selu`: it keeps mean 0 and variance 1.
+
+    The paper is https://arxiv.org/abs/1706.02515. Arguments as in `Dropout`.
+
+    Example:
+        >>> import jax.numpy as jnp, nnxlite as nnx
+        >>> layer = nnx.AlphaDropout(0.5, rngs=nnx.Rngs(0))
+        >>> layer(jnp.ones((2, 3))).shape
+        (2, 3)
+    """
+
+    _kernel = staticmethod(alpha_dropout)
+
+
+class DropPath(Dropout):
+    """Stochastic depth: drops a whole example or keeps it (arXiv:1603.09382).
+
+    It stands at the end of a residual branch, `x + drop_path(branch(x))`. Arguments as
+    in `Dropout`; `broadcast_dims` are by default all axes but the first.
+
+    Example:
+        >>> import jax.numpy as jnp, nnxlite as nnx
+        >>> layer = nnx.DropPath(0.5, rngs=nnx.Rngs(0))
+        >>> y = layer(jnp.ones((8, 3)))
+        >>> sorted({tuple(row) for row in y.tolist()})
+        [(0.0, 0.0, 0.0), (2.0, 2.0, 2.0)]
+    """
+
+    def _shared_axes(self, inputs: Array) -> tuple[int, ...]:
+        return self.broadcast_dims or tuple(range(1, jnp.ndim(inputs)))

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
@@ -17,12 +18,14 @@ from ..functional.kernels import configuration, frozen
 
 R = TypeVar("R")
 
-# Functions that a layer may be given, and those of them that are known to be pure.
-_PURE = {
+# Functions that a layer may be given, and their defaults, which are known to be pure.
+_STEPS = {
     "promote_dtype": promote_dtype,
     "dot_general": lax.dot_general,
     "einsum_op": jnp.einsum,
     "conv_general_dilated": lax.conv_general_dilated,
+    "gate_fn": jax.nn.sigmoid,
+    "activation_fn": jnp.tanh,
 }
 
 
@@ -32,6 +35,7 @@ class parameters:
     Args:
         rngs: gives the keys.
         dtype: of the parameters.
+        kind: their class.
 
     Raises:
         TypeError: if `rngs` is no Rngs.
@@ -43,7 +47,7 @@ class parameters:
         Param(value=Array([0., 0.], dtype=float32), note='bias')
     """
 
-    def __init__(self, rngs: Rngs, dtype: DTypeLike):
+    def __init__(self, rngs: Rngs, dtype: DTypeLike, kind: type[Variable[Any]] = Param):
         if not isinstance(rngs, Rngs):
             raise TypeError(
                 f"rngs must be an nnx.Rngs, from which the parameters are drawn; got "
@@ -51,6 +55,7 @@ class parameters:
             )
         self.rngs = rngs
         self.dtype = dtype
+        self.kind = kind
 
     def __call__(
         self,
@@ -62,7 +67,8 @@ class parameters:
         """A new Param; None, and no key drawn, if not `use`."""
         if not use:
             return None
-        return Param(initializer(self.rngs.params(), shape, self.dtype), **metadata)
+        value = initializer(self.rngs.params(), shape, self.dtype)
+        return self.kind(value, **metadata)
 
 
 def mode(layer: Module, name: str, argument: bool | None) -> bool:
@@ -81,6 +87,12 @@ def mode(layer: Module, name: str, argument: bool | None) -> bool:
             f"model.eval(), or a copy from nnx.view(model, {name}=True)."
         )
     return value
+
+
+def _is_pure(function: Any) -> bool:
+    """Whether a step is a function of JAX or ours, which read nothing elsewhere."""
+    module = str(getattr(function, "__module__", ""))
+    return module.startswith(("jax.", "nnxlite.functional."))
 
 
 def apply(
@@ -102,8 +114,9 @@ def apply(
         if name in attributes and name not in options:
             value = attributes[name]
             options[name] = frozen(value) if isinstance(value, list) else value
-    for name, pure in _PURE.items():
-        if options.get(name, pure) is not pure:
+    for name, default in _STEPS.items():
+        function = options.get(name, default)
+        if function is not default and not _is_pure(function):
             kernel = inspect.unwrap(kernel)
     values = [x.value if isinstance(x, Variable) else x for x in arrays]
     try:

@@ -1,0 +1,128 @@
+"""Weights: what is computed from the parameters of a layer before they are used."""
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import DTypeLike
+from numpy.lib.array_utils import normalize_axis_tuple
+
+from .dtypes import PromoteDtype, promote_dtype
+from .kernels import compiled
+
+
+@compiled(arrays=3)
+def low_rank(
+    x: Array,
+    a: Array,
+    b: Array,
+    dtype: DTypeLike | None = None,
+    promote_dtype: PromoteDtype = promote_dtype,
+) -> Array:
+    """`x @ a @ b`, a linear map of low rank (https://arxiv.org/abs/2106.09685).
+
+    Args:
+        x: `(..., in_features)`.
+        a: `(in_features, rank)`.
+        b: `(rank, out_features)`.
+
+    Returns:
+        `(..., out_features)`.
+
+    Raises:
+        ValueError: if the last axis of `x` has another size.
+
+    Example:
+        >>> low_rank(jnp.ones((2, 4)), jnp.ones((4, 1)), jnp.ones((1, 3)))[0]
+        Array([4., 4., 4.], dtype=float32)
+    """
+    x, a, b = promote_dtype((x, a, b), dtype=dtype)
+    if x.shape[-1:] != a.shape[:1]:
+        raise ValueError(
+            f"low_rank: a of shape {a.shape} wants inputs of shape (..., {a.shape[0]});"
+            f" got {x.shape}."
+        )
+    return x @ a @ b
+
+
+@compiled(arrays=2)
+def weight_norm(
+    weight: Array,
+    scale: Array | None,
+    feature_axes: int | tuple[int, ...] | None = -1,
+    epsilon: float = 1e-12,
+    dtype: DTypeLike | None = None,
+    promote_dtype: PromoteDtype = promote_dtype,
+) -> Array:
+    """A weight with length 1 for each feature, then scaled.
+
+    The paper is https://arxiv.org/abs/1602.07868.
+
+    Args:
+        weight: of any shape.
+        scale: has the shape of the weight along `feature_axes`, or None.
+        feature_axes: the axes of the features; None takes the length of it all.
+        epsilon: added to the square of the length.
+
+    Returns:
+        An array like the weight.
+
+    Example:
+        >>> weight_norm(jnp.array([[3.0], [4.0]]), jnp.array([10.0]))[:, 0]
+        Array([6., 8.], dtype=float32)
+    """
+    axes = () if feature_axes is None else feature_axes
+    kept = normalize_axis_tuple(axes, weight.ndim, "feature_axes")
+    others = tuple(axis for axis in range(weight.ndim) if axis not in kept)
+    square = jnp.sum(jnp.square(weight), others, keepdims=True)
+    weight = weight * lax.rsqrt(square + epsilon)
+    if scale is not None:
+        shape = [n if axis in kept else 1 for axis, n in enumerate(weight.shape)]
+        weight = weight * scale.reshape(shape)
+    (weight,) = promote_dtype((weight,), dtype=dtype)
+    return weight
+
+
+@compiled(arrays=2)
+def spectral_norm(
+    weight: Array,
+    u: Array,
+    steps: int = 1,
+    epsilon: float = 1e-12,
+    dtype: DTypeLike | None = None,
+    promote_dtype: PromoteDtype = promote_dtype,
+) -> tuple[Array, Array, Array]:
+    """A weight divided by its largest singular value (https://arxiv.org/abs/1802.05957).
+
+    The value is estimated by power iteration; more steps, or more calls that go on from
+    the last vector, are more exact.
+
+    Args:
+        weight: a matrix, or `(..., features)`, which is taken for one.
+        u: `(1, features)`, the estimate of the right singular vector so far.
+        steps: how many steps of power iteration.
+        epsilon: added to squared lengths.
+
+    Returns:
+        The new weight, the new `u`, and the singular value, a scalar.
+
+    Example:
+        >>> matrix = jnp.diag(jnp.array([1.0, 2.0]))
+        >>> weight, u, value = spectral_norm(matrix, jnp.ones((1, 2)), 9)
+        >>> weight.round(3), value.round(3)
+        (Array([[0.5, 0. ],
+               [0. , 1. ]], dtype=float32), Array(2., dtype=float32))
+    """
+
+    def unit(x: Array) -> Array:
+        return x * lax.rsqrt(jnp.sum(jnp.square(x)) + epsilon)
+
+    matrix = weight.reshape(-1, weight.shape[-1])
+    start, v = u, jnp.zeros((1, len(matrix)), matrix.dtype)
+    for _ in range(steps):
+        v = unit(u @ matrix.T)
+        u = unit(v @ matrix)
+    if not steps:
+        v = unit(start @ matrix.T)
+    u, v = lax.stop_gradient(u), lax.stop_gradient(v)
+    value = (v @ matrix @ u.T)[0, 0]
+    (weight,) = promote_dtype((weight / jnp.where(value == 0, 1, value),), dtype=dtype)
+    return weight, u, value
