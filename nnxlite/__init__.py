@@ -88,6 +88,7 @@ from .core.state import restore_int_paths as restore_int_paths
 from .core.state import split_state as split_state
 from .core.state import to_flat_state as to_flat_state
 from .core.state import to_pure_dict as to_pure_dict
+from .core.uninferred import UninferredError as UninferredError
 from .core.variable import Variable as Variable
 from .functional import initializers as initializers
 from .functional.activations import celu as celu
@@ -138,6 +139,7 @@ from .layers.convolution import ConvTranspose as ConvTranspose
 from .layers.dropout import AlphaDropout as AlphaDropout
 from .layers.dropout import Dropout as Dropout
 from .layers.dropout import DropPath as DropPath
+from .layers.lazy import lazy_init as lazy_init
 from .layers.linear import Einsum as Einsum
 from .layers.linear import Embed as Embed
 from .layers.linear import Linear as Linear

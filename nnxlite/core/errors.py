@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from .paths import format_path
+
 
 class TraceContextError(ValueError):
     """An object was used at a trace level where it has no meaning.
@@ -43,27 +45,45 @@ def title_of(transform: str, function: Any) -> str:
 
 
 def name_of(obj: Any) -> str:
-    """Names an object by its class and, where one is found, a holder's attribute.
+    """Names an object by its class and, where one is held, where: `Param 'Net.l.bias'`.
 
-    Only for error messages: it asks the garbage collector who refers to `obj`,
-    which takes milliseconds. It may miss the holder and never guesses one.
+    Only for error messages: it asks the garbage collector who refers to `obj`, and to
+    its holder, which takes milliseconds. It may miss a holder and never guesses one.
     """
     label = "an array" if isinstance(obj, jax.Array) else type(obj).__name__
-    for holder in gc.get_referrers(obj):
-        if hasattr(holder, "_nnx_stamp"):
-            owners = [holder]
-        elif isinstance(holder, dict):
-            owners = [o for o in gc.get_referrers(holder) if _owns(o, holder)]
+    path: list[Any] = []
+    seen = {id(obj)}
+    holder = _holder_of(obj)
+    while holder is not None:
+        owner, key = holder
+        path.insert(0, key)
+        if id(owner) in seen:
+            break
+        seen.add(id(owner))
+        obj, holder = owner, _holder_of(owner, only_nodes=True)
+    if not path:
+        return label
+    return f"{label} '{format_path(tuple(path), root=type(obj).__name__)}'"
+
+
+def _holder_of(obj: Any, only_nodes: bool = False) -> tuple[Any, Any] | None:
+    """An object that holds another, and the attribute or key where it does."""
+    for referrer in gc.get_referrers(obj):
+        if hasattr(referrer, "_nnx_stamp"):
+            owners = [referrer]
+        elif isinstance(referrer, dict):
+            owners = [o for o in gc.get_referrers(referrer) if _owns(o, referrer)]
         else:
             owners = []
         for owner in owners:
             if isinstance(owner, types.ModuleType):
                 continue
+            if only_nodes and not hasattr(owner, "_nnx_stamp"):
+                continue
             for key, value in _items_of(owner):
                 if value is obj:
-                    where = f".{key}" if isinstance(key, str) else f"[{key!r}]"
-                    return f"{label} '{type(owner).__name__}{where}'"
-    return label
+                    return owner, key
+    return None
 
 
 def _owns(owner: Any, attributes: dict[str, Any]) -> bool:

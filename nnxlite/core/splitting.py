@@ -15,6 +15,7 @@ from .frames import is_local
 from .graph import ArrayRecord, GraphDef, Putting, taken
 from .paths import Path, format_path
 from .state import FlatState, State, partitioned, states
+from .uninferred import check_inferred
 from .variable import Variable
 
 T = TypeVar("T")
@@ -34,6 +35,7 @@ def split(node: Any, *filters: Filter) -> tuple[Any, ...]:
     Raises:
       ValueError: naming leaves that no filter matches, or if `...` stands before a
         filter that could then never match.
+      UninferredError: naming parameters that have no value yet.
 
     Example:
       >>> import nnxlite as nnx
@@ -43,9 +45,10 @@ def split(node: Any, *filters: Filter) -> tuple[Any, ...]:
       (['bias', 'scale'], ['mean', 'var'])
     """
     walk = taken(node)
+    pairs = list(zip(walk.paths, walk.leaves, strict=True))
+    check_inferred(pairs, "nnx.split")
     if walk.paths == [()]:
         return walk.graphdef, walk.leaves[0]
-    pairs = zip(walk.paths, walk.leaves, strict=True)
     parts = states(partitioned(pairs, filters or (...,)))
     return walk.graphdef, *(parts if isinstance(parts, tuple) else (parts,))
 

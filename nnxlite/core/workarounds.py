@@ -62,7 +62,7 @@ def let_functions_be_pickled() -> None:
     (jax 0.10). Ends when `pickle.dumps(jax.nn.relu)` works.
     """
     for kind in (type(jax.jit(lambda: None)), jax.custom_jvp, jax.custom_vjp):
-        copyreg.pickle(kind, _reduced_to_its_name)  # pyright: ignore[reportArgumentType]
+        copyreg.pickle(kind, _reduced_to_its_name)
 
 
 let_functions_be_pickled()

@@ -75,7 +75,8 @@ def group_norm(
     scale: Array | None,
     bias: Array | None,
     mask: Array | None,
-    num_groups: int = 32,
+    num_groups: int | None = 32,
+    group_size: int | None = None,
     epsilon: float = 1e-6,
     dtype: DTypeLike | None = None,
     promote_dtype: PromoteDtype = promote_dtype,
@@ -89,7 +90,8 @@ def group_norm(
     Args:
         x: `(batch, *spatial, features)`. Arguments not described here are those of
             `layer_norm`.
-        num_groups: how many groups the features form.
+        num_groups: how many groups the features form; None if `group_size` says it.
+        group_size: how many features are in a group; not used beside `num_groups`.
         reduction_axes: the axes over which mean and variance are taken, the last one
             among them (there, within each group); None is all but the first.
 
@@ -110,6 +112,8 @@ def group_norm(
     axes = tuple(range(1, last)) + (last,) if reduction_axes is None else reduction_axes
     axes = normalize_axis_tuple(axes, x.ndim, "reduction_axes")
     features = x.shape[-1] if x.ndim else 0
+    if num_groups is None:
+        num_groups = max(features // max(group_size or 1, 1), 1)
     if last not in axes or features % num_groups:
         raise ValueError(
             f"x of shape {x.shape} cannot be normalized over its axes {axes} in "

@@ -9,6 +9,7 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
+from ..core.errors import name_of
 from ..core.kinds import Cache, Intermediate
 from ..core.metadata import NO_METADATA
 from ..core.module import Module
@@ -121,7 +122,7 @@ class MultiHeadAttention(Layer):
 
     Args:
         num_heads: how many heads the queries have.
-        in_features: size of the last axis of the queries' inputs.
+        in_features: size of the last axis of the queries' inputs; None infers it.
         qkv_features: features of all heads together, by default `in_features`.
         out_features: size of the last axis of the outputs, by default `in_features`.
         num_kv_heads: how many heads keys and values have, a divisor of `num_heads`;
@@ -173,7 +174,7 @@ class MultiHeadAttention(Layer):
     def __init__(
         self,
         num_heads: int,
-        in_features: int,
+        in_features: int | None,
         qkv_features: int | None = None,
         out_features: int | None = None,
         num_kv_heads: int | None = None,
@@ -211,12 +212,17 @@ class MultiHeadAttention(Layer):
         key_ln_scale_metadata: Mapping[str, Any] = NO_METADATA,
         rotary_base: float | None = None,
     ):
+        qkv_features = in_features if qkv_features is None else qkv_features
+        out_features = in_features if out_features is None else out_features
+        if qkv_features is None or out_features is None:
+            raise ValueError(
+                "MultiHeadAttention: qkv_features and out_features are by default "
+                "in_features; where that is None, give both, too."
+            )
         self.num_heads = num_heads
-        self.in_features = in_features
-        self.qkv_features = in_features if qkv_features is None else qkv_features
-        self.out_features = in_features if out_features is None else out_features
+        self.qkv_features = qkv_features
+        self.out_features = out_features
         self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        self.in_kv_features = in_features if in_kv_features is None else in_kv_features
         self.broadcast_dropout = broadcast_dropout
         self.dropout_rate = dropout_rate
         self.deterministic = deterministic
@@ -256,9 +262,10 @@ class MultiHeadAttention(Layer):
             bias_metadata=bias_metadata,
         )
         kv_shape = self.num_kv_heads, self.head_dim
+        kv_features = in_features if in_kv_features is None else in_kv_features
         self.query = inward(in_features, (num_heads, self.head_dim))
-        self.key = inward(self.in_kv_features, kv_shape)
-        self.value = inward(self.in_kv_features, kv_shape)
+        self.key = inward(kv_features, kv_shape)
+        self.value = inward(kv_features, kv_shape)
         self.query_ln = self._norm(query_ln_scale_metadata, rngs)
         self.key_ln = self._norm(key_ln_scale_metadata, rngs)
         self.out = project(
@@ -276,6 +283,16 @@ class MultiHeadAttention(Layer):
         drops = keep_rngs and dropout_rate > 0
         self.rngs = rngs.dropout.fork() if drops else None
         self.cached_key = self.cached_value = self.cache_index = None
+
+    @property
+    def in_features(self) -> int | None:
+        """Size of the last axis of the queries' inputs; None before it is inferred."""
+        return self.query.in_features[0]
+
+    @property
+    def in_kv_features(self) -> int | None:
+        """Likewise for keys and values."""
+        return self.key.in_features[0]
 
     def _check_heads(self) -> None:
         heads, kv_heads = self.num_heads, self.num_kv_heads
@@ -344,7 +361,7 @@ class MultiHeadAttention(Layer):
         """
         if inputs_k is None and inputs_v is not None:
             raise ValueError(
-                "MultiHeadAttention: `inputs_k` cannot be None if `inputs_v` is not "
+                f"{name_of(self)}: `inputs_k` cannot be None if `inputs_v` is not "
                 "None. Pass both, or pass the values as `inputs_k`, too."
             )
         inputs_k = inputs_q if inputs_k is None else inputs_k
@@ -383,13 +400,14 @@ class MultiHeadAttention(Layer):
         positions = None
         if start is not None:
             positions = start.value + jnp.arange(x.shape[-3])
+        assert self.rotary_base is not None
         return rotary_embedding(x, positions, base=self.rotary_base)
 
     def _dropout_key(self, rngs: Rngs | RngStream | None) -> Array:
         source = self.rngs if rngs is None else rngs
         if source is None:
             raise ValueError(
-                "MultiHeadAttention: dropout is wanted, but there is no random stream. "
+                f"{name_of(self)}: dropout is wanted, but there is no random stream. "
                 "Pass rngs=nnx.Rngs(dropout=seed) in the call, make the layer with "
                 "keep_rngs=True, or turn dropout off with model.eval()."
             )
@@ -405,20 +423,20 @@ class MultiHeadAttention(Layer):
             or self.cache_index is None
         ):
             raise ValueError(
-                "MultiHeadAttention: the autoregressive cache is not initialized. Call "
+                f"{name_of(self)}: the autoregressive cache is not initialized. Call "
                 "model.init_cache((*batch, length, in_features)) first."
             )
         kept = self.cached_key.shape
         wanted = (*kept[:-3], 1, *kept[-2:])
         if key.shape != wanted or query.shape[-3] != 1:
             raise ValueError(
-                "MultiHeadAttention: Autoregressive cache shape error: decoding takes "
+                f"{name_of(self)}: Autoregressive cache shape error: decoding takes "
                 f"one position a call, keys of shape {wanted}; got {key.shape}."
             )
         index = self.cache_index.value
         if not isinstance(index, Tracer) and index >= kept[-3]:
             raise ValueError(
-                f"MultiHeadAttention: the cache is full, with {kept[-3]} positions. "
+                f"{name_of(self)}: the cache is full, with {kept[-3]} positions. "
                 "Make a longer one with model.init_cache((*batch, length, features))."
             )
         start = (0,) * (len(kept) - 3) + (index, 0, 0)
@@ -467,7 +485,7 @@ class MultiHeadAttention(Layer):
             self.decode = decode
         if batch_size is not None and max_length is not None:
             batch = (batch_size,) if isinstance(batch_size, int) else batch_size
-            self.init_cache((*batch, max_length, self.in_features))
+            self.init_cache((*batch, max_length, self.qkv_features))
 
 
 def _mask_shape(mask: Array | None, seen: Array) -> tuple[int, ...]:

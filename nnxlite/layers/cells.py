@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from ..core.errors import name_of
 from ..core.metadata import NO_METADATA
 from ..core.rngs import Rngs, RngStream
 from ..functional import initializers
@@ -107,7 +108,7 @@ class RNNCellBase(Layer):
         rngs = self.rngs if rngs is None else rngs
         if rngs is None:
             raise ValueError(
-                f"{type(self).__name__}: carry_init needs random keys: pass rngs="
+                f"{name_of(self)}: carry_init needs random keys: pass rngs="
                 "nnx.Rngs(carry=seed) to initialize_carry, or make the cell with "
                 "keep_rngs=True."
             )
@@ -140,7 +141,6 @@ def _begin(
     Returns:
         What makes a map from the inputs, and from the hidden state, given its outputs.
     """
-    self.in_features = in_features
     self.hidden_features = hidden_features
     for name, value in attributes.items():
         setattr(self, name, value)
@@ -174,7 +174,18 @@ def _begin(
     )
 
 
-class _GatedCell(RNNCellBase):
+class _Cell(RNNCellBase):
+    """A cell whose linear maps know the size of the inputs."""
+
+    _first: ClassVar[str] = "dense_i"  # one that is called with the inputs
+
+    @property
+    def in_features(self) -> int | None:
+        """Size of the last axis of the inputs; None before it is inferred."""
+        return getattr(self, self._first).in_features
+
+
+class _GatedCell(_Cell):
     """The constructor of cells with gates."""
 
     def __init__(
@@ -214,7 +225,7 @@ class LSTMCell(_GatedCell):
     carry is `(memory, hidden)`. Arguments not described here: see `nnxlite.layers`.
 
     Args:
-        in_features: size of the last axis of the inputs.
+        in_features: size of the last axis of the inputs; None infers it.
         hidden_features: size of the last axis of the carry and of the outputs.
         gate_fn: the nonlinearity of the gates.
         activation_fn: that of new values.
@@ -241,6 +252,7 @@ class LSTMCell(_GatedCell):
     """
 
     _carries = 2
+    _first = "ii"
     ii: Linear
     if_: Linear
     ig: Linear
@@ -349,7 +361,7 @@ class GRUCell(_GatedCell):
         return hidden, hidden
 
 
-class SimpleCell(RNNCellBase):
+class SimpleCell(_Cell):
     """An Elman network: `activation_fn(x @ W + b + h @ U)`.
 
     Arguments not described here: see `LSTMCell`.
@@ -410,14 +422,14 @@ class SimpleCell(RNNCellBase):
         return hidden, hidden
 
 
-class ConvLSTMCell(RNNCellBase):
+class ConvLSTMCell(_Cell):
     """Long short-term memory of images (https://arxiv.org/abs/1506.04214).
 
     The maps of an `OptimizedLSTMCell` are convolutions; without the paper's peepholes.
     Arguments not described here: see `LSTMCell`.
 
     Args:
-        in_features: number of channels of the inputs.
+        in_features: number of channels of the inputs; None infers it.
         hidden_features: number of channels of the carry and of the outputs.
         kernel_size: of the convolutions, one entry for each spatial axis.
         padding: of the convolution of the inputs, 'SAME' or 'CIRCULAR': sizes stay.
@@ -437,6 +449,8 @@ class ConvLSTMCell(RNNCellBase):
     """
 
     _carries = 2
+    _first = "conv_i"
+    kernel_size: int | tuple[int, ...]
     conv_i: Conv
     conv_h: Conv
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
@@ -13,6 +14,7 @@ from ..functional import initializers
 from ..functional.convolution import conv, conv_transpose
 from ..functional.dtypes import PromoteDtype
 from ..functional.kernels import Pads, Sizes, frozen
+from . import lazy
 from .policy import Layer, Policy
 from .shell import apply, parameters
 
@@ -23,7 +25,7 @@ class Conv(Layer):
     Arguments not described here: see `nnxlite.layers`.
 
     Args:
-        in_features: number of channels of the inputs.
+        in_features: number of channels of the inputs; None infers it.
         out_features: number of channels of the outputs.
         kernel_size: size of the window along each spatial axis; an int is one axis.
         strides: step of the window, for each spatial axis or all; None is 1, here and
@@ -62,7 +64,7 @@ class Conv(Layer):
 
     def __init__(
         self,
-        in_features: int,
+        in_features: int | None,
         out_features: int,
         kernel_size: int | Sequence[int],
         strides: Sizes = 1,
@@ -87,12 +89,8 @@ class Conv(Layer):
         bias_metadata: Mapping[str, Any] = NO_METADATA,
     ):
         window = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
-        if in_features % feature_group_count:
-            raise ValueError(
-                f"Conv: feature_group_count={feature_group_count} does not divide "
-                f"in_features={in_features}. Give each group as many channels."
-            )
-        shape = (*window, in_features // feature_group_count, out_features)
+        group = _group_size(in_features, feature_group_count)
+        shape = (*window, group, out_features)
         self.kernel_shape = shape
         self.in_features = in_features
         self.out_features = out_features
@@ -117,6 +115,12 @@ class Conv(Layer):
         self.kernel = make(kernel_init, shape, kernel_metadata)
         self.bias = make(bias_init, (out_features,), bias_metadata, use_bias)
 
+    def _sizes(self, inputs: Array) -> lazy.Sizes:
+        size = jnp.shape(inputs)[-1]
+        group = _group_size(size, self.feature_group_count)
+        shape = (*self.kernel_size, group, self.out_features)
+        return {"in_features": size, "kernel_shape": shape}, (group,)
+
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
         """Convolves `(*batch, *spatial, in_features)`, with any number of batch axes.
 
@@ -129,6 +133,18 @@ class Conv(Layer):
         """
         arrays = inputs, self.kernel, self.bias, self.mask
         return apply(self, conv, *arrays, out_sharding=out_sharding)
+
+
+def _group_size(channels: int | None, groups: int) -> Any:
+    """How many channels the convolution of one group sees."""
+    if channels is None:
+        return None
+    if channels % groups:
+        raise ValueError(
+            f"Conv: feature_group_count={groups} does not divide in_features="
+            f"{channels}. Give each group as many channels."
+        )
+    return channels // groups
 
 
 class ConvTranspose(Layer):
@@ -164,7 +180,7 @@ class ConvTranspose(Layer):
 
     def __init__(
         self,
-        in_features: int,
+        in_features: int | None,
         out_features: int,
         kernel_size: int | Sequence[int],
         strides: Sizes = None,
@@ -209,6 +225,11 @@ class ConvTranspose(Layer):
         make = parameters(rngs, self.param_dtype)
         self.kernel = make(kernel_init, self.kernel_shape, kernel_metadata)
         self.bias = make(bias_init, (out_features,), bias_metadata, use_bias)
+
+    def _sizes(self, inputs: Array) -> lazy.Sizes:
+        size = jnp.shape(inputs)[-1]
+        shape = tuple(size if n is None else n for n in self.kernel_shape)
+        return {"in_features": size, "kernel_shape": shape}, (size,)
 
     def __call__(self, inputs: Array) -> Array:
         """Spreads `(*batch, *spatial, in_features)`, with any number of batch axes.

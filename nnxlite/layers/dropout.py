@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..core.arrays import is_array
+from ..core.errors import name_of
 from ..core.module import Module
 from ..core.rngs import Rngs, RngStream
 from ..core.variable import Variable
@@ -122,7 +123,8 @@ class Dropout(Module):
             return rngs
         if not isinstance(rngs, Rngs):
             raise TypeError(
-                "Dropout: rngs must be an nnx.Rngs or nnx.RngStream, in a call also a "
+                f"{name_of(self)}: rngs must be an nnx.Rngs or nnx.RngStream, in a "
+                "call also a "
                 f"key; got {type(rngs).__name__}. Pass nnx.Rngs("
                 f"{self.rng_collection}=seed)."
             )
@@ -138,7 +140,8 @@ class Dropout(Module):
         if stream is None:
             name = self.rng_collection
             raise ValueError(
-                f"Dropout: a mask is wanted, but there is no random stream {name!r}. "
+                f"{name_of(self)}: a mask is wanted, but there is no random stream "
+                f"{name!r}. "
                 f"Give it to the constructor, nnx.Dropout({self.rate}, rngs="
                 f"nnx.Rngs({name}=seed)), or to the call, layer(x, rngs=nnx.Rngs("
                 f"{name}=seed)), or turn the layer off with model.eval()."

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
+from numpy.lib.array_utils import normalize_axis_tuple
 
 from ..core.kinds import Param
 from ..core.metadata import NO_METADATA, VariableMetadata
@@ -22,6 +23,7 @@ from ..functional.linear import (
     linear_general,
     operands,
 )
+from .lazy import Sizes
 from .policy import Layer, Policy
 from .shell import apply, parameters
 
@@ -32,7 +34,7 @@ class Linear(Layer):
     Arguments not described here: see `nnxlite.layers`.
 
     Args:
-        in_features: size of the last axis of the inputs.
+        in_features: size of the last axis of the inputs; None infers it.
         out_features: size of the last axis of the outputs.
         use_bias: False leaves the attribute `bias` None.
         dot_general: used in place of `jax.lax.dot_general`.
@@ -56,7 +58,7 @@ class Linear(Layer):
 
     def __init__(
         self,
-        in_features: int,
+        in_features: int | None,
         out_features: int,
         *,
         use_bias: bool = True,
@@ -89,6 +91,10 @@ class Linear(Layer):
         self.kernel = make(kernel_init, (in_features, out_features), kernel_metadata)
         self.bias = make(bias_init, (out_features,), bias_metadata, use_bias)
 
+    def _sizes(self, inputs: Array) -> Sizes:
+        size = jnp.shape(inputs)[-1]
+        return {"in_features": size}, (size,)
+
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
         """Maps `(..., in_features)` to `(..., out_features)`.
 
@@ -105,7 +111,8 @@ class LinearGeneral(Layer):
     Arguments not described here: see `nnxlite.layers`.
 
     Args:
-        in_features: the size of each of `axis`, from the first axis to the last.
+        in_features: the size of each of `axis`, from the first axis to the last; None
+            infers them.
         out_features: the sizes of the axes that come in their place, at the end.
         axis: the axis or axes of the inputs to contract.
         batch_axis: `{axis: size}` of leading axes of the inputs along which each
@@ -136,7 +143,7 @@ class LinearGeneral(Layer):
 
     def __init__(
         self,
-        in_features: int | Sequence[int],
+        in_features: int | Sequence[int] | None,
         out_features: int | Sequence[int],
         *,
         axis: int | Sequence[int] = -1,
@@ -156,9 +163,11 @@ class LinearGeneral(Layer):
         kernel_metadata: Mapping[str, Any] = NO_METADATA,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
     ):
-        self.in_features = _sizes(in_features)
-        self.out_features = _sizes(out_features)
-        self.axis = _sizes(axis)
+        self.out_features = _tuple(out_features)
+        self.axis = _tuple(axis)
+        self.in_features: tuple[int | None, ...] = (None,) * len(self.axis)
+        if in_features is not None:
+            self.in_features = _tuple(in_features)
         self.batch_axis = dict(batch_axis)
         self.use_bias = use_bias
         self.dot_general = dot_general
@@ -184,12 +193,18 @@ class LinearGeneral(Layer):
         batch = tuple(batch_axis[axis] for axis in sorted(batch_axis))
         make = parameters(rngs, self.param_dtype)
         self.kernel = make(
-            _flat(kernel_init, math.prod(batch + self.in_features)),
+            _flat(kernel_init, len(batch) + len(self.in_features)),
             (*batch, *self.in_features, *self.out_features),
             kernel_metadata,
         )
         shape = (*batch, *self.out_features)
         self.bias = make(_flat(bias_init), shape, bias_metadata, use_bias)
+
+    def _sizes(self, inputs: Array) -> Sizes:
+        shape = jnp.shape(inputs)
+        axes = sorted(normalize_axis_tuple(self.axis, len(shape), "axis"))
+        sizes = tuple(shape[axis] for axis in axes)
+        return {"in_features": sizes}, sizes
 
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
         """Maps an array with `in_features` along `axis`.
@@ -215,16 +230,20 @@ class LinearGeneral(Layer):
         )
 
 
-def _sizes(sizes: int | Sequence[int]) -> tuple[int, ...]:
+def _tuple(sizes: int | Sequence[int]) -> tuple[int, ...]:
     return (sizes,) if isinstance(sizes, int) else tuple(sizes)
 
 
-def _flat(initializer: Callable[..., Any], rows: int | None = None) -> Any:
-    """An initializer of flat arrays, or of matrices, that come out in any shape."""
+def _flat(initializer: Callable[..., Any], rank: int | None = None) -> Any:
+    """An initializer of flat arrays, or of matrices, that come out in any shape.
+
+    The first `rank` axes together are the rows of the matrix.
+    """
 
     def flat(key: Any, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
-        size = math.prod(shape)
-        wanted = (size,) if rows is None else (rows, size // max(rows, 1))
+        wanted: tuple[int, ...] = (math.prod(shape),)
+        if rank is not None:
+            wanted = math.prod(shape[:rank]), math.prod(shape[rank:])
         value = initializer(key, wanted, dtype)
         if isinstance(value, VariableMetadata):
             array = value.raw_value.reshape(shape)

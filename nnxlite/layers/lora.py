@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -13,6 +14,7 @@ from ..core.variable import A, Variable
 from ..functional import initializers
 from ..functional.dtypes import PromoteDtype
 from ..functional.weights import low_rank
+from .lazy import Sizes
 from .linear import Linear
 from .policy import Layer, Policy
 from .shell import apply, parameters
@@ -38,7 +40,7 @@ class LoRA(Layer):
     `nnxlite.layers`.
 
     Args:
-        in_features: size of the last axis of the inputs.
+        in_features: size of the last axis of the inputs; None infers it.
         lora_rank: size of the axis between.
         out_features: size of the last axis of the outputs.
         base_module: a Module or function that is called too, or None.
@@ -98,6 +100,10 @@ class LoRA(Layer):
         make = parameters(rngs, self.param_dtype, lora_param_type)
         self.lora_a = make(a_initializer, (in_features, lora_rank), a_metadata)
         self.lora_b = make(b_initializer, (lora_rank, out_features), b_metadata)
+
+    def _sizes(self, x: Array) -> Sizes:
+        size = jnp.shape(x)[-1]
+        return {"in_features": size}, (size,)
 
     def __call__(self, x: Array, **kwargs: Any) -> Array:
         """Maps `(..., in_features)` to `(..., out_features)`.

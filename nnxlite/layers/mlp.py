@@ -66,7 +66,7 @@ class GatedMLP(Layer):
     `Linear` and `nnxlite.layers`.
 
     Args:
-        in_features: size of the last axis of the inputs.
+        in_features: size of the last axis of the inputs; None infers it.
         hidden_features: size of the layer between.
         out_features: size of the last axis of the outputs, by default `in_features`.
         activation_fn: the nonlinearity of the gate.

@@ -2,6 +2,7 @@
 and bias.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from numpy.lib.array_utils import normalize_axis_tuple
 
+from ..core.errors import name_of
 from ..core.kinds import BatchStat, Param
 from ..core.metadata import NO_METADATA
 from ..core.rngs import Rngs
@@ -22,16 +24,33 @@ from ..functional.normalization import (
     group_norm,
     layer_norm,
 )
+from .lazy import Sizes
 from .policy import Layer, Policy
-from .shell import apply, mode, parameters
+from .shell import apply, initial, mode, parameters
 
 Groups = Sequence[Sequence[int]] | None
+
+
+def _zeros(key: None, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    return jnp.zeros(shape, dtype)
+
+
+def _ones(key: None, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    return jnp.ones(shape, dtype)
+
+
+def _features(x: Array, axes: Any) -> Sizes:
+    """How many features inputs have."""
+    shape = jnp.shape(x)
+    axes = normalize_axis_tuple(axes, len(shape), "feature axes")
+    size = math.prod(shape[axis] for axis in axes)
+    return {"num_features": size}, (size,)
 
 
 def _begin(
     self: Any,
     *,
-    num_features: int,
+    num_features: int | None,
     rngs: Rngs,
     policy: Policy,
     dtype: DTypeLike | None,
@@ -68,7 +87,7 @@ class BatchNorm(Layer):
     Arguments not described here: see `nnxlite.layers`.
 
     Args:
-        num_features: size of the axis of the features.
+        num_features: size of the axis of the features; None infers it.
         use_running_average: whether to use the running statistics, which then stay as
             they are; None leaves it to each call.
         axis: the axis of the features; statistics are taken over all others.
@@ -101,6 +120,7 @@ class BatchNorm(Layer):
         Array([0., 2.], dtype=float32)
     """
 
+    axis: int
     mean: BatchStat[Array]
     var: BatchStat[Array]
     scale: Param[Array] | None
@@ -108,7 +128,7 @@ class BatchNorm(Layer):
 
     def __init__(
         self,
-        num_features: int,
+        num_features: int | None,
         *,
         use_running_average: bool | None = False,
         axis: int = -1,
@@ -130,8 +150,12 @@ class BatchNorm(Layer):
         scale_metadata: Mapping[str, Any] = NO_METADATA,
     ):
         _begin(**locals())
-        self.mean = BatchStat(jnp.zeros(num_features, jnp.float32))
-        self.var = BatchStat(jnp.ones(num_features, jnp.float32))
+        shape = (num_features,)
+        self.mean = BatchStat(initial(_zeros, None, shape, jnp.float32))
+        self.var = BatchStat(initial(_ones, None, shape, jnp.float32))
+
+    def _sizes(self, x: Array) -> Sizes:
+        return _features(x, self.axis)
 
     def __call__(
         self,
@@ -170,7 +194,8 @@ class LayerNorm(Layer):
     Arguments not described here: see `nnxlite.layers`.
 
     Args:
-        num_features: number of features: product of the sizes of `feature_axes`.
+        num_features: number of features: product of the sizes of `feature_axes`; None
+            infers it.
         epsilon: added to the variance.
         use_bias: False leaves the attribute `bias` None.
         use_scale: False leaves the attribute `scale` None.
@@ -195,12 +220,13 @@ class LayerNorm(Layer):
         Array([[-1.225,  0.   ,  1.225]], dtype=float32)
     """
 
+    feature_axes: int | tuple[int, ...]
     scale: Param[Array] | None
     bias: Param[Array] | None
 
     def __init__(
         self,
-        num_features: int,
+        num_features: int | None,
         *,
         epsilon: float = 1e-6,
         dtype: DTypeLike | None = None,
@@ -221,6 +247,9 @@ class LayerNorm(Layer):
         scale_metadata: Mapping[str, Any] = NO_METADATA,
     ):
         _begin(**locals())
+
+    def _sizes(self, x: Array) -> Sizes:
+        return _features(x, self.feature_axes)
 
     def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
         """Normalizes `x`, by default of shape `(..., num_features)`.
@@ -254,11 +283,12 @@ class RMSNorm(Layer):
         Array([[1., 7.]], dtype=float32)
     """
 
+    feature_axes: int | tuple[int, ...]
     scale: Param[Array] | None
 
     def __init__(
         self,
-        num_features: int,
+        num_features: int | None,
         *,
         epsilon: float = 1e-6,
         dtype: DTypeLike | None = None,
@@ -277,6 +307,9 @@ class RMSNorm(Layer):
     ):
         _begin(**locals())
 
+    def _sizes(self, x: Array) -> Sizes:
+        return _features(x, self.feature_axes)
+
     def __call__(self, x: Array, mask: Array | None = None) -> Array:
         """Normalizes `x`, by default of shape `(..., num_features)`.
 
@@ -290,13 +323,25 @@ class RMSNorm(Layer):
         return apply(self, layer_norm, x, self.scale, None, mask, use_mean=False)
 
 
+def _divided(features: int, groups: int | None, size: int | None) -> tuple[int, int]:
+    """How many groups of channels, and how large they are, of which one is given."""
+    groups = features // max(size or 0, 1) if groups is None else groups
+    size = features // max(groups, 1) if size is None else size
+    if groups * size != features:
+        raise ValueError(
+            f"GroupNorm: {features} features cannot be divided into {groups} groups of "
+            f"{size}: choose a divisor."
+        )
+    return groups, size
+
+
 class GroupNorm(Layer):
     """Normalizes groups of features over space (https://arxiv.org/abs/1803.08494).
 
     Arguments not described here: see `LayerNorm` and `nnxlite.layers`.
 
     Args:
-        num_features: size of the last axis of the inputs.
+        num_features: size of the last axis of the inputs; None infers it.
         num_groups: how many groups of neighbouring features; None if `group_size` is
             given.
         group_size: the features of each group, in place of `num_groups=None`.
@@ -319,12 +364,14 @@ class GroupNorm(Layer):
         Array([[-1.,  1., -1.,  1.]], dtype=float32)
     """
 
+    num_groups: int | None
+    group_size: int | None
     scale: Param[Array] | None
     bias: Param[Array] | None
 
     def __init__(
         self,
-        num_features: int,
+        num_features: int | None,
         num_groups: int | None = 32,
         group_size: int | None = None,
         *,
@@ -350,16 +397,15 @@ class GroupNorm(Layer):
                 "GroupNorm: Either `num_groups` or `group_size` should be specified, "
                 f"and the other None; got {num_groups} and {group_size}."
             )
-        if num_groups is None:
-            num_groups = num_features // max(group_size or 0, 1)
-        self.group_size = group_size or num_features // max(num_groups, 1)
-        if num_groups * self.group_size != num_features:
-            raise ValueError(
-                f"GroupNorm: {num_features} features cannot be divided into "
-                f"{num_groups} groups of {self.group_size}: choose a divisor."
-            )
-        del group_size
+        if num_features is not None:
+            num_groups, group_size = _divided(num_features, num_groups, group_size)
         _begin(**locals(), feature_axis=-1)
+
+    def _sizes(self, x: Array) -> Sizes:
+        attributes, (features,) = _features(x, -1)
+        groups, size = _divided(features, self.num_groups, self.group_size)
+        attributes |= {"num_groups": groups, "group_size": size}
+        return attributes, (features,)
 
     def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
         """Normalizes `x` of shape `(batch, *spatial, num_features)`.
@@ -404,7 +450,7 @@ class InstanceNorm(Layer):
 
     def __init__(
         self,
-        num_features: int,
+        num_features: int | None,
         *,
         epsilon: float = 1e-6,
         dtype: DTypeLike | None = None,
@@ -425,6 +471,9 @@ class InstanceNorm(Layer):
     ):
         _begin(**locals())
 
+    def _sizes(self, x: Array) -> Sizes:
+        return _features(x, self.feature_axes)
+
     def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
         """Normalizes `x`, by default of shape `(batch, *spatial, num_features)`.
 
@@ -440,7 +489,8 @@ class InstanceNorm(Layer):
         features = normalize_axis_tuple(self.feature_axes, rank, "feature_axes")
         if 0 in features:
             raise ValueError(
-                "InstanceNorm: The channel axes cannot include the leading dimension "
+                f"{name_of(self)}: The channel axes cannot include the leading "
+                "dimension "
                 "as this is assumed to be the batch axis; got feature_axes="
                 f"{self.feature_axes} for x of shape {jnp.shape(x)}."
             )

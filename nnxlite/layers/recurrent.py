@@ -10,15 +10,18 @@ from jax import Array
 from jax.core import Tracer
 
 from ..core.changes import update
+from ..core.errors import name_of
 from ..core.filters import All, Filter
 from ..core.module import Module
 from ..core.rngs import Rngs, RngState, RngStream
 from ..core.splitting import state as state_of
 from ..core.state import to_pure_dict
+from ..core.uninferred import UninferredError
 from ..functional.recurrent import flip_sequences
 from ..transforms.loops import scan
 from ..transforms.prefixes import Carry, StateAxes
 from .cells import RNNCellBase
+from .lazy import is_lazy, lazy_init
 
 Random = Rngs | RngStream | bool
 
@@ -166,13 +169,13 @@ class RNN(Module):
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
         inputs = jnp.asarray(inputs)
-        axis = _time_axis(inputs, self.cell, time_major)
+        axis = _time_axis(self, inputs, time_major)
         first = inputs.ndim - self.cell.num_feature_axes
         batch, features = inputs.shape[:first], inputs.shape[first:]
         batch = batch[:axis] + batch[axis + 1 :]
         time = inputs.shape[axis]
         if seq_lengths is not None:
-            seq_lengths = _checked_lengths(seq_lengths, batch, time)
+            seq_lengths = self._checked_lengths(seq_lengths, batch, time)
         if initial_carry is None:
             source = self.rngs if rngs is None else rngs
             initial_carry = self.cell.initialize_carry(batch + features, source)
@@ -180,7 +183,7 @@ class RNN(Module):
             inputs = flip_sequences(inputs, seq_lengths, axis)
         lengths = seq_lengths if returns_carry else None
         loop = _over_time(self.state_axes, axis, self.unroll)
-        (carry, last), outputs = loop(
+        arguments = (
             (initial_carry, None if lengths is None else initial_carry),
             self.cell,
             inputs,
@@ -188,11 +191,37 @@ class RNN(Module):
             lengths,
             self._broadcast_streams(),
         )
+        try:
+            (carry, last), outputs = loop(*arguments)
+        except UninferredError as error:
+            if not is_lazy(error):
+                raise
+            step = jax.ShapeDtypeStruct(batch + features, inputs.dtype)
+            lazy_init(self.cell, initial_carry, step)
+            (carry, last), outputs = loop(*arguments)
         if reverse and keep_order:
             outputs = flip_sequences(outputs, seq_lengths, axis)
         if lengths is not None:
             carry = _nan_where_wrong(last, lengths, time)
         return (carry, outputs) if returns_carry else outputs
+
+    def _checked_lengths(
+        self, lengths: Any, batch: tuple[int, ...], time: int
+    ) -> Array:
+        lengths = jnp.asarray(lengths)
+        if lengths.shape != batch or not jnp.issubdtype(lengths.dtype, jnp.integer):
+            raise ValueError(
+                f"{name_of(self)}: seq_lengths must be integers of shape {batch}, one "
+                "for each "
+                f"sequence; got {lengths.dtype.name} of shape {lengths.shape}."
+            )
+        if not isinstance(lengths, Tracer) and ((lengths < 0) | (lengths > time)).any():
+            raise ValueError(
+                f"{name_of(self)}: seq_lengths must be from 0 to {time}, the size of "
+                "the time axis; "
+                f"got {lengths.min()} to {lengths.max()}."
+            )
+        return lengths
 
     def _broadcast_streams(self) -> Any:
         """The random state with which each step begins; None if steps go on in it."""
@@ -201,29 +230,15 @@ class RNN(Module):
         return to_pure_dict(state_of(self.cell, All(RngState, self.broadcast_rngs)))
 
 
-def _time_axis(inputs: Any, cell: RNNCellBase, time_major: bool) -> int:
-    shape, features = jnp.shape(inputs), cell.num_feature_axes
+def _time_axis(layer: RNN, inputs: Any, time_major: bool) -> int:
+    shape, features = jnp.shape(inputs), layer.cell.num_feature_axes
     if len(shape) <= features:
         raise ValueError(
-            f"RNN: inputs of shape {shape} lack an axis: one of time and {features} of "
+            f"{name_of(layer)}: inputs of shape {shape} lack an axis: one of time and "
+            f"{features} of "
             "features are wanted. Add one with inputs[None]."
         )
     return 0 if time_major else len(shape) - features - 1
-
-
-def _checked_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Array:
-    lengths = jnp.asarray(lengths)
-    if lengths.shape != batch or not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise ValueError(
-            f"RNN: seq_lengths must be integers of shape {batch}, one for each "
-            f"sequence; got {lengths.dtype.name} of shape {lengths.shape}."
-        )
-    if not isinstance(lengths, Tracer) and ((lengths < 0) | (lengths > time)).any():
-        raise ValueError(
-            f"RNN: seq_lengths must be from 0 to {time}, the size of the time axis; "
-            f"got {lengths.min()} to {lengths.max()}."
-        )
-    return lengths
 
 
 def _nan_where_wrong(carry: Any, lengths: Array, time: int) -> Any:
@@ -326,6 +341,6 @@ class Bidirectional(Module):
         )
         outputs = self.merge_fn(forward, backward)
         if reverse and not keep_order:
-            axis = _time_axis(inputs, self.forward_rnn.cell, time_major)
+            axis = _time_axis(self.forward_rnn, inputs, time_major)
             outputs = flip_sequences(outputs, seq_lengths, axis)
         return ((one, other), outputs) if returns_carry else outputs

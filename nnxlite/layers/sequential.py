@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from ..core.containers import List
+from ..core.errors import name_of
 from ..core.module import Module
 from ..core.rngs import Rngs
 
@@ -56,7 +57,8 @@ class Sequential(Module):
         for name in kwargs:
             if not self._takes(name, 0):
                 raise TypeError(
-                    f"Sequential: no layer takes the keyword argument {name!r}. Check "
+                    f"{name_of(self)}: no layer takes the keyword argument {name!r}. "
+                    "Check "
                     f"the spelling, or declare it, as in `def __call__(self, x, *, "
                     f"{name})`."
                 )
@@ -82,7 +84,8 @@ class Sequential(Module):
         for index, layer in enumerate(self.layers):
             if not callable(layer):
                 raise TypeError(
-                    f"Sequential: layers[{index}] is not callable: {layer!r}. Give a "
+                    f"{name_of(self)}: layers[{index}] is not callable: {layer!r}. "
+                    "Give a "
                     "Module with a `__call__`, or a function of what the layer before "
                     "it returns."
                 )

@@ -9,12 +9,15 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from ..core.errors import name_of
 from ..core.kinds import Param
 from ..core.module import Module
 from ..core.rngs import Rngs
+from ..core.uninferred import Uninferred, UninferredError
 from ..core.variable import Variable
 from ..functional.dtypes import promote_dtype
 from ..functional.kernels import configuration, frozen
+from .lazy import infer, is_lazy
 
 R = TypeVar("R")
 
@@ -60,15 +63,27 @@ class parameters:
     def __call__(
         self,
         initializer: Callable[..., Any],
-        shape: tuple[int, ...],
+        shape: tuple[int | None, ...],
         metadata: Mapping[str, Any],
         use: bool = True,
     ) -> Any:
         """A new Param; None, and no key drawn, if not `use`."""
         if not use:
             return None
-        value = initializer(self.rngs.params(), shape, self.dtype)
+        value = initial(initializer, self.rngs.params(), shape, self.dtype)
         return self.kind(value, **metadata)
+
+
+def initial(
+    initializer: Callable[..., Any],
+    key: Any,
+    shape: tuple[int | None, ...],
+    dtype: DTypeLike,
+) -> Any:
+    """An initial value; one still to be inferred if the shape is not known."""
+    if None in shape:
+        return Uninferred(key, initializer, shape, dtype)
+    return initializer(key, shape, dtype)
 
 
 def mode(layer: Module, name: str, argument: bool | None) -> bool:
@@ -81,7 +96,8 @@ def mode(layer: Module, name: str, argument: bool | None) -> bool:
     if value is None:
         kind = type(layer).__name__
         raise ValueError(
-            f"{kind}: `{name}` is None, in the call and in the layer. Pass it in the "
+            f"{name_of(layer)}: `{name}` is None, in the call and in the layer. Pass "
+            "it in the "
             f"call, layer(x, {name}=True), or to the constructor, nnx.{kind}(..., "
             f"{name}=True), or set it for a whole model with model.train(), "
             f"model.eval(), or a copy from nnx.view(model, {name}=True)."
@@ -98,7 +114,7 @@ def _is_pure(function: Any) -> bool:
 def apply(
     layer: Module, kernel: Callable[..., R], /, *arrays: Any, **options: Any
 ) -> R:
-    """Calls a kernel for a layer, whose class its errors name.
+    """Calls a kernel for a layer, whose class and path its errors name.
 
     The kernel is configured by the attributes of the layer that have the names of its
     configuration (see `functional.kernels`). A compiled kernel takes what a function
@@ -109,20 +125,23 @@ def apply(
         arrays: arrays, Variables that hold them, or None.
         options: configuration in place of attributes.
     """
-    attributes = vars(layer)
+    attributes, settings, function = vars(layer), options.copy(), kernel
     for name in configuration(kernel):
         if name in attributes and name not in options:
             value = attributes[name]
-            options[name] = frozen(value) if isinstance(value, list) else value
+            settings[name] = frozen(value) if isinstance(value, list) else value
     for name, default in _STEPS.items():
-        function = options.get(name, default)
-        if function is not default and not _is_pure(function):
-            kernel = inspect.unwrap(kernel)
+        step = settings.get(name, default)
+        if step is not default and not _is_pure(step):
+            function = inspect.unwrap(kernel)
     values = [x.value if isinstance(x, Variable) else x for x in arrays]
     try:
-        return kernel(*values, **options)
+        return function(*values, **settings)
     except (TypeError, ValueError) as error:
-        if type(error) in (TypeError, ValueError):
+        if is_lazy(error):
+            infer(layer, values[0])
+            return apply(layer, kernel, *arrays, **options)
+        if type(error) in (TypeError, ValueError, UninferredError):
             text = str(error).removeprefix(f"{kernel.__name__}: ")
-            error.args = (f"{type(layer).__name__}: {text}",)
+            error.args = (f"{name_of(layer)}: {text}",)
         raise

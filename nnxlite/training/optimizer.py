@@ -19,6 +19,7 @@ from ..core.kinds import Param
 from ..core.module import Pytree, children_of, is_leaf, key_of
 from ..core.paths import Path, format_path, set_in
 from ..core.state import State, map_state
+from ..core.uninferred import check_inferred
 from ..core.variable import Variable
 from ..transforms.boundary import Visit
 
@@ -73,6 +74,7 @@ class Optimizer(Pytree):
 
     Raises:
       ValueError: if no Variable of the model matches `wrt`.
+      UninferredError: naming parameters that have no value yet.
 
     Example:
       >>> import nnxlite as nnx, optax
@@ -99,6 +101,7 @@ class Optimizer(Pytree):
                 f"no Variable of {type(model).__name__} matches wrt={wrt!r}, so there "
                 "is nothing to optimise: pass another filter, wrt=..."
             )
+        check_inferred(found, "nnx.Optimizer")
         if isinstance(tx, Mapping):
             tx = _partitioned(tx, found)
         if not hasattr(tx, "init") or not hasattr(tx, "update"):
