@@ -163,7 +163,9 @@ def _wrapped(y: Array, periods: list[int], extra_at_end: bool) -> Array:
         pads = [(0, 0)] * y.ndim
         pads[axis] = (low, missing - low)
         y = jnp.pad(y, pads)
-        y = y.reshape(*y.shape[:axis], -1, period, *y.shape[axis + 1 :]).sum(axis)
+        around = y.shape[:axis], y.shape[axis + 1 :]
+        count = y.shape[axis] // period
+        y = y.reshape(*around[0], count, period, *around[1]).sum(axis)
     return y
 
 

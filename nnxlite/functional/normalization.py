@@ -238,7 +238,7 @@ def _statistics(
         return [total / count for total in sums]
 
     def square(v: Array) -> Array:
-        return jnp.real(v * jnp.conj(v))
+        return jnp.real(v * jnp.conj(v)) if jnp.iscomplexobj(v) else jnp.square(v)
 
     if not use_mean:
         (variance,) = means(square(x))

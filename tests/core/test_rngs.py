@@ -554,7 +554,9 @@ def test_d48_an_exception_in_jit_hands_out_nothing():
 def test_drawing_inside_a_plain_transform(plain):
     rngs = nnx.Rngs(0)
     x = jnp.ones(2) if plain is jax.vmap else 1.0
-    advice = "RngCount 'RngStream.count' cannot be changed.*Use the nnxlite transform"
+    advice = (
+        "RngCount 'Rngs.default.count' cannot be changed.*Use the nnxlite transform"
+    )
     with pytest.raises(nnx.TraceContextError, match=advice):
         plain(lambda x: x * rngs.normal(()))(x)
     assert same(rngs(), nth(0, 0))

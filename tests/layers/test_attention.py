@@ -201,7 +201,7 @@ ERRORS = {
     ),
     "last axis": (
         lambda: nnx.MultiHeadAttention(2, 4, rngs=nnx.Rngs(0))(normal(5, 3)),
-        "LinearGeneral: A kernel of shape",
+        "LinearGeneral 'MultiHeadAttention.query': A kernel of shape",
     ),
     "no cache": (
         lambda: nnx.MultiHeadAttention(2, 4, decode=True, rngs=nnx.Rngs(0))(

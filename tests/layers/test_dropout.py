@@ -139,8 +139,8 @@ def test_same_masks_as_flax_with_randomness_of_the_call(oracle):
 def test_it_fails_only_when_a_mask_is_drawn():
     model = Net(nnx.Rngs(params=jax.random.key(0)))
     wanted = (
-        r"^Dropout: .*no random stream 'dropout'.*nnx.Dropout\(0.5, rngs=nnx.Rngs\("
-        r"dropout=seed\)\).*layer\(x, rngs=.*model.eval\(\)"
+        r"^Dropout 'Net.dropout': .*no random stream 'dropout'.*nnx.Dropout\(0.5, "
+        r"rngs=nnx.Rngs\(dropout=seed\)\).*layer\(x, rngs=.*model.eval\(\)"
     )
     with pytest.raises(ValueError, match=wanted):
         model(X)
