@@ -110,6 +110,7 @@ def uniform(*shape):
 
 X, IMAGE, IDS = uniform(8, 64), uniform(2, 8, 8, 8), jnp.arange(8)
 SEQUENCE = uniform(2, 16, 64)
+HEADS = SEQUENCE.reshape(2, 16, 4, 16)
 STEP = HIDDEN = uniform(8, 32)
 
 
@@ -251,8 +252,12 @@ def prelu(nnx, rngs):
     return nnx.PReLU()
 
 
-def pooled(name: str, *args, **options) -> Build:
-    return lambda nnx: lambda: getattr(nnx, name)(IMAGE, *args, **options)
+def called(name: str, x, *args, **options) -> Build:
+    def build(nnx):
+        function = getattr(nnx, name)
+        return lambda: function(x, *args, **options)
+
+    return build
 
 
 def layer_cases() -> list[Case]:
@@ -439,7 +444,7 @@ def layer_cases() -> list[Case]:
                 strides=2,
             ),
             (IMAGE,),
-            pooled("max_pool", (2, 2), (2, 2)),
+            called("max_pool", IMAGE, (2, 2), (2, 2)),
             in_torch(lambda nn: nn.MaxPool2d(2), IMAGE),
         ),
         Case(
@@ -456,14 +461,14 @@ def layer_cases() -> list[Case]:
                 / 4
             ),
             (IMAGE,),
-            pooled("avg_pool", (2, 2), (2, 2)),
+            called("avg_pool", IMAGE, (2, 2), (2, 2)),
             in_torch(lambda nn: nn.AvgPool2d(2), IMAGE),
         ),
         Case(
             "rotary_embedding 2x16x4x16",
             by_hand(functional.rotary_embedding),
-            (SEQUENCE.reshape(2, 16, 4, 16),),
-            lambda nnx: lambda: nnx.rotary_embedding(SEQUENCE.reshape(2, 16, 4, 16)),
+            (HEADS,),
+            called("rotary_embedding", HEADS),
         ),
         Case(
             "Rngs key",

@@ -4,6 +4,7 @@ Nothing here knows a Module or a Variable. `kernels` says how functions are comp
 `activations` and `initializers` are chosen by name from their own modules.
 """
 
+from .activations import gated as gated
 from .activations import prelu as prelu
 from .attention import attention as attention
 from .attention import attention_weights as attention_weights

@@ -50,6 +50,23 @@ logsumexp = _jit(jax.nn.logsumexp, static_argnames=("axis", "keepdims", "return_
 
 
 @compiled(arrays=2)
+def gated(
+    gate: Array, x: Array, activation_fn: Callable[..., Array] = jax.nn.silu
+) -> Array:
+    """`activation_fn(gate) * x` (https://arxiv.org/abs/2002.05202).
+
+    Args:
+        gate: of any shape.
+        x: broadcasts to it.
+
+    Example:
+        >>> gated(jax.numpy.array([-1.0, 2.0]), jax.numpy.ones(2), jax.nn.relu)
+        Array([0., 2.], dtype=float32)
+    """
+    return activation_fn(gate) * x
+
+
+@compiled(arrays=2)
 def prelu(
     x: Array,
     negative_slope: Array,

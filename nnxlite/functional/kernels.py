@@ -22,7 +22,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Sizes = int | Sequence[int] | None
 Pads = str | int | Sequence[int | tuple[int, int]]
-_configurations: dict[Any, tuple[str, ...]] = {}
+_configurations: dict[Any, tuple[tuple[str, Any], ...]] = {}
 
 
 def compiled(*, arrays: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -37,23 +37,24 @@ def compiled(*, arrays: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        static = list(inspect.signature(function).parameters)[arrays:]
-        kernel = jax.jit(function, inline=True, static_argnames=static)
-        _configurations[kernel] = tuple(static)
+        static = list(inspect.signature(function).parameters.values())[arrays:]
+        names = [parameter.name for parameter in static]
+        kernel = jax.jit(function, inline=True, static_argnames=names)
+        _configurations[kernel] = tuple((p.name, p.default) for p in static)
         return cast(Callable[P, R], kernel)
 
     return decorate
 
 
-def configuration(kernel: Any) -> tuple[str, ...]:
-    """The names of a kernel's configuration; none of a function that is no kernel.
+def configuration(kernel: Any) -> tuple[tuple[str, Any], ...]:
+    """Names and defaults of a kernel's configuration; none of what is no kernel.
 
     Example:
         >>> @compiled(arrays=1)
-        ... def power(x, exponent):
+        ... def power(x, exponent=2):
         ...     return x**exponent
         >>> configuration(power)
-        ('exponent',)
+        (('exponent', 2),)
     """
     return _configurations.get(kernel, ())
 

@@ -12,7 +12,7 @@ from ..core.kinds import Param
 from ..core.metadata import NO_METADATA
 from ..core.rngs import Rngs
 from ..functional import initializers
-from ..functional.activations import prelu, silu
+from ..functional.activations import gated, prelu, silu
 from ..functional.dtypes import PromoteDtype
 from .linear import Linear
 from .policy import Layer, Policy
@@ -135,4 +135,4 @@ class GatedMLP(Layer):
         Raises:
             ValueError: if the last axis of the inputs has another size.
         """
-        return self.down(self.activation_fn(self.gate(inputs)) * self.up(inputs))
+        return self.down(apply(self, gated, self.gate(inputs), self.up(inputs)))

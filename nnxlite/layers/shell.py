@@ -4,9 +4,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import jax
-import jax.numpy as jnp
-from jax import lax
 from jax.typing import DTypeLike
 
 from ..core.errors import name_of
@@ -15,21 +12,22 @@ from ..core.module import Module
 from ..core.rngs import Rngs
 from ..core.uninferred import Uninferred, UninferredError
 from ..core.variable import Variable
-from ..functional.dtypes import promote_dtype
 from ..functional.kernels import configuration, frozen
 from .lazy import infer, is_lazy
 
 R = TypeVar("R")
 
-# Functions that a layer may be given, and their defaults, which are known to be pure.
-_STEPS = {
-    "promote_dtype": promote_dtype,
-    "dot_general": lax.dot_general,
-    "einsum_op": jnp.einsum,
-    "conv_general_dilated": lax.conv_general_dilated,
-    "gate_fn": jax.nn.sigmoid,
-    "activation_fn": jnp.tanh,
-}
+# Functions that a layer may be given.
+_STEPS = frozenset(
+    (
+        "activation_fn",
+        "conv_general_dilated",
+        "dot_general",
+        "einsum_op",
+        "gate_fn",
+        "promote_dtype",
+    )
+)
 
 
 class parameters:
@@ -125,15 +123,15 @@ def apply(
         arrays: arrays, Variables that hold them, or None.
         options: configuration in place of attributes.
     """
-    attributes, settings, function = vars(layer), options.copy(), kernel
-    for name in configuration(kernel):
-        if name in attributes and name not in options:
-            value = attributes[name]
+    attributes, function = vars(layer), kernel
+    known = configuration(kernel)
+    settings: dict[str, Any] = {} if known else options
+    for name, default in known:
+        value = options[name] if name in options else attributes.get(name, default)
+        if value is not default:  # the fewer there are, the faster the call
             settings[name] = frozen(value) if isinstance(value, list) else value
-    for name, default in _STEPS.items():
-        step = settings.get(name, default)
-        if step is not default and not _is_pure(step):
-            function = inspect.unwrap(kernel)
+            if name in _STEPS and not _is_pure(value):
+                function = inspect.unwrap(kernel)
     values = [x.value if isinstance(x, Variable) else x for x in arrays]
     try:
         return function(*values, **settings)

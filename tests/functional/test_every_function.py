@@ -72,6 +72,7 @@ FUNCTIONS = {
         (X, FEATURES, FEATURES),
         lambda x, s, b: F.group_norm(x, s, b, None, num_groups=2),
     ),
+    "gated": ((X, X), F.gated),
     "gru": (THREE, F.gru),
     "layer_norm": (
         (X, FEATURES, FEATURES),
