@@ -131,7 +131,7 @@ def test_multi_head_attention_is_that_of_pytorch(oracle):
 
 @pytest.mark.parametrize("wrap", [lambda f: f, nnx.jit], ids=["eager", "jit"])
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_decoding_equals_the_full_causal_pass(kv_heads, wrap):
+def test_google_flax_5591_decoding_equals_the_full_causal_pass(kv_heads, wrap):
     layer = nnx.MultiHeadAttention(
         4, 32, num_kv_heads=kv_heads, normalize_qk=True, rngs=nnx.Rngs(0)
     )
@@ -144,6 +144,23 @@ def test_decoding_equals_the_full_causal_pass(kv_heads, wrap):
 
     np.testing.assert_allclose(jnp.concatenate(steps, 1), expected, atol=1e-5)
     assert layer.cache_index.item() == 7
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_decoding_with_rotated_positions_equals_the_full_causal_pass(kv_heads):
+    layer = nnx.MultiHeadAttention(
+        4, 8, num_kv_heads=kv_heads, rotary_base=100.0, rngs=nnx.Rngs(0)
+    )
+    x = jax.random.normal(jax.random.key(1), (2, 6, 8))
+    whole = layer(x, is_causal=True)
+    plain = nnx.MultiHeadAttention(4, 8, num_kv_heads=kv_heads, rngs=nnx.Rngs(0))
+    assert np.abs(whole - plain(x, is_causal=True)).max() > 1e-3
+    layer.init_cache(x.shape)
+    step = nnx.jit(lambda layer, x: layer(x, decode=True))
+    steps = [step(layer, x[:, n : n + 1]) for n in range(6)]
+    np.testing.assert_allclose(
+        jnp.concatenate(steps, axis=1), whole, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_a_full_cache():

@@ -66,7 +66,7 @@ def test_same_parameters_as_flax(oracle, name, seeds):
     assert set(vars(theirs)) - own <= set(dir(ours)) | {"scale_init"}
 
 
-@pytest.mark.parametrize("dtype", [np.float32, BF16, np.int32])
+@pytest.mark.parametrize("dtype", [np.float32, BF16, np.float16, np.int32])
 @flax_layer
 def test_same_outputs_as_flax(oracle, name, dtype):
     flax_nnx = oracle("flax.nnx")
@@ -78,7 +78,8 @@ def test_same_outputs_as_flax(oracle, name, dtype):
     (ours, our_rngs), (theirs, their_rngs) = (
         make(framework, name) for framework in (nnx, flax_nnx)
     )
-    low = any(t is BF16 for t in (dtype, *LAYERS[name][2].values()))
+    kinds = dtype, *LAYERS[name][2].values()
+    low = any(kind is t for kind in kinds for t in (BF16, np.float16))
     kind = LAYERS[name][0]
     times = 1 if kind in OVERWRITTEN else 2
     for _ in range(times):  # the second call sees what the first left behind
@@ -129,6 +130,32 @@ def test_same_signatures_as_flax(oracle, kind):
         assert arguments(getattr(ours, method)) == arguments(getattr(theirs, method))
         assert defaults(getattr(ours, method)) == defaults(getattr(theirs, method))
     assert arguments(ours) == arguments(ours.__init__)[1:]
+
+
+@flax_layer
+def test_same_gradients_as_flax(oracle, name):
+    flax_nnx = oracle("flax.nnx")
+    x = inputs(name)
+    if any(t is BF16 for t in LAYERS[name][2].values()) or "dropout" in name:
+        pytest.skip("exact gradients are compared in float32, without chance")
+    found = []
+    for framework in (nnx, flax_nnx):
+        layer, rngs = make(framework, name)
+        if hasattr(layer, "deterministic"):
+            layer.deterministic = True
+
+        def loss(layer, rngs=rngs):
+            return (call(layer, x, rngs) ** 2).sum()
+
+        grads = framework.to_flat_state(framework.grad(loss)(layer))
+        found.append({path: np.asarray(grad[...]) for path, grad in grads})
+    ours, theirs = found
+    if LAYERS[name][0] == "WeightNorm":  # in Flax its scales are no parameters
+        ours = {path: grad for path, grad in ours.items() if path[0] != "scales"}
+    assert list(ours) == list(theirs)
+    size = max(np.abs(grad).max(initial=0) for grad in (1, *theirs.values()))
+    for path in theirs:
+        assert_close(ours[path] / size, theirs[path] / size, 1e-6)
 
 
 def through_pickle(layer):

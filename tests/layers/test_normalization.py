@@ -107,6 +107,23 @@ def test_statistics_over_the_lanes_of_vmap():
     close(call(X.reshape(2, 4, 4)).reshape(8, 4), normalized(X, 0, 1e-5))
 
 
+def test_google_deepmind_dm_haiku_788_running_statistics_over_lanes():
+    layer = nnx.BatchNorm(4, axis_name="lanes", momentum=0.5, rngs=nnx.Rngs(0))
+    whole = nnx.BatchNorm(4, momentum=0.5, rngs=nnx.Rngs(0))
+    wanted = whole(X)
+
+    @nnx.vmap(axis_name="lanes", in_axes=(nnx.StateAxes({...: None}), 0))
+    def call(layer, x):
+        return layer(x)
+
+    close(call(layer, X.reshape(2, 4, 4)).reshape(8, 4), wanted)
+    close(layer.mean.value, whole.mean.value)
+    close(layer.var.value, whole.var.value)
+    layer.eval()  # and then the axis need not be there
+    whole.eval()
+    close(layer(X), whole(X))
+
+
 def test_groups_of_devices_may_be_lists():
     options = {"axis_name": "devices", "axis_index_groups": [[0]]}
     layer = nnx.BatchNorm(4, **options, rngs=nnx.Rngs(0))

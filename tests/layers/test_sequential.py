@@ -100,7 +100,7 @@ def test_layers_may_be_changed():
     assert model(1) == 1
 
 
-def test_keywords_reach_the_layers_that_take_them():
+def test_google_flax_3017_keywords_reach_the_layers_that_take_them():
     model = nnx.Sequential(Scale(2), nnx.Sequential(lambda x: x, Scale(3)), nnx.relu)
     assert model(1) == 6
     assert model(1, power=2) == 36

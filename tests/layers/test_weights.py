@@ -38,7 +38,7 @@ every_wrapper = pytest.mark.parametrize("make", WRAPPERS)
 
 
 @every_wrapper
-def test_d54_a_call_does_not_change_the_stored_weights(make):
+def test_d54_google_flax_5576_a_call_does_not_change_the_stored_weights(make):
     layer = make()
     kernel = layer.layer_instance.kernel
     before = np.array(kernel[...])
