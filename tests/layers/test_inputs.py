@@ -73,6 +73,22 @@ def test_one_example_gives_what_it_gives_among_others(name):
     )
 
 
+@batched
+def test_vmap_over_the_examples_is_a_batch(name):
+    layer, x = make(nnx, name)[0], inputs(name)
+    layer.eval()
+    if "carry" in name:
+        pytest.skip("each example draws a carry of its own")
+    one = nnx.vmap(lambda layer, x: call(layer, x[None])[0], in_axes=(None, 0))
+    tolerance = 2e-2 if "bf16" in name or "bare" in name else 1e-5
+    np.testing.assert_allclose(
+        np.float32(one(layer, x)),
+        np.float32(call(layer, x)),
+        rtol=tolerance,
+        atol=tolerance,
+    )
+
+
 @every_layer
 def test_arrays_of_numpy_in_any_order_of_memory(name):
     x = np.asarray(inputs(name))
