@@ -11,7 +11,17 @@ import pytest
 
 import nnxlite as nnx
 
-from .catalog import BF16, LAYERS, OURS, call, inputs, make
+from .catalog import (
+    BF16,
+    LAYERS,
+    OURS,
+    assert_close,
+    assert_same,
+    call,
+    inputs,
+    make,
+    variables,
+)
 
 every_layer = pytest.mark.parametrize("name", LAYERS)
 # Those that Flax has, too; it cannot draw a carry from what a constructor is given.
@@ -25,30 +35,6 @@ flax_layer = pytest.mark.parametrize(
 )
 # Here Flax overwrites what the wrapped layer stores; ours does not.
 OVERWRITTEN = ("WeightNorm", "SpectralNorm")
-
-
-def variables(framework, layer):
-    """The raw values of a layer's Variables by path, random keys as their data."""
-    values = {}
-    for path, variable in framework.to_flat_state(framework.state(layer)):
-        value = variable[...] if isinstance(variable, framework.Variable) else variable
-        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-            value = jax.random.key_data(value)
-        values[path] = np.asarray(value)
-    return values
-
-
-def assert_same(actual, desired):
-    assert list(actual) == list(desired)
-    for path in desired:
-        assert actual[path].dtype == desired[path].dtype, path
-        np.testing.assert_array_equal(actual[path], desired[path], str(path))
-
-
-def assert_close(actual, desired, tolerance=1e-6):
-    assert actual.dtype == desired.dtype
-    actual, desired = np.float64(actual), np.float64(desired)
-    np.testing.assert_allclose(actual, desired, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(
