@@ -54,6 +54,14 @@ class Uninferred:
             make = jax.vmap(make)
         return make(self.key)
 
+    def __reduce__(self) -> Any:
+        """For pickle and copy: JAX 0.9 cannot pickle keys itself."""
+        rest = self.initializer, self.shape, self.dtype
+        if self.key is None:
+            return Uninferred, (None, *rest)
+        implementation = str(jax.random.key_impl(self.key))
+        return _revived, (jax.random.key_data(self.key), implementation, *rest)
+
     def __jax_array__(self) -> Any:
         raise UninferredError(
             f"a parameter of shape {self.shape} has no value before the first inputs "
@@ -66,6 +74,10 @@ class Uninferred:
 
 
 jax.tree_util.register_dataclass(Uninferred, ["key"], ["initializer", "shape", "dtype"])
+
+
+def _revived(data: Any, implementation: str, *rest: Any) -> Uninferred:
+    return Uninferred(jax.random.wrap_key_data(data, impl=implementation), *rest)
 
 
 def check_inferred(pairs: Iterable[tuple[Path, Any]], what: str) -> None:
