@@ -1,9 +1,14 @@
 """Initializers: functions `(key, shape, dtype)` that draw the first parameters.
 
-All come from `jax.nn.initializers`, where each is documented. `zeros` and `ones` are
-initializers themselves; every other name is a function that makes one.
+All but one come from `jax.nn.initializers`, where each is documented. `zeros`, `ones`
+and `modified_orthogonal` are initializers themselves; every other name is a function
+that makes one.
 """
 
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import Array
 from jax.nn.initializers import Initializer as Initializer
 from jax.nn.initializers import constant as constant
 from jax.nn.initializers import delta_orthogonal as delta_orthogonal
@@ -24,6 +29,7 @@ from jax.nn.initializers import variance_scaling as variance_scaling
 from jax.nn.initializers import xavier_normal as xavier_normal
 from jax.nn.initializers import xavier_uniform as xavier_uniform
 from jax.nn.initializers import zeros as zeros
+from jax.typing import DTypeLike
 
 
 def zeros_init() -> Initializer:
@@ -34,3 +40,19 @@ def zeros_init() -> Initializer:
 def ones_init() -> Initializer:
     """The initializer `ones`: `ones_init() is ones`."""
     return ones
+
+
+_orthogonal = orthogonal()
+
+
+def modified_orthogonal(
+    key: Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32
+) -> Array:
+    """Orthogonal initial values of any type: made in float32, then cast.
+
+    Example:
+        >>> import jax
+        >>> modified_orthogonal(jax.random.key(0), (2, 2), "bfloat16").dtype
+        dtype(bfloat16)
+    """
+    return _orthogonal(key, tuple(shape), jnp.float32).astype(dtype)

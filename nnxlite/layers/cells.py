@@ -26,20 +26,6 @@ from .policy import Layer, Policy
 from .shell import apply
 
 Function = Callable[..., Any]
-_orthogonal = initializers.orthogonal()
-
-
-def modified_orthogonal(
-    key: Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32
-) -> Array:
-    """Orthogonal initial values of any type: made in float32, then cast.
-
-    Example:
-        >>> import jax
-        >>> modified_orthogonal(jax.random.key(0), (2, 2), "bfloat16").dtype
-        dtype(bfloat16)
-    """
-    return _orthogonal(key, tuple(shape), jnp.float32).astype(dtype)
 
 
 class RNNCellBase(Layer):
@@ -196,7 +182,7 @@ class _GatedCell(_Cell):
         gate_fn: Function = jax.nn.sigmoid,
         activation_fn: Function = jnp.tanh,
         kernel_init: Function = initializers.lecun_normal(),
-        recurrent_kernel_init: Function = modified_orthogonal,
+        recurrent_kernel_init: Function = initializers.modified_orthogonal,
         bias_init: Function = initializers.zeros,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike | None = None,
@@ -398,7 +384,7 @@ class SimpleCell(_Cell):
         residual: bool = False,
         activation_fn: Function = jnp.tanh,
         kernel_init: Function = initializers.lecun_normal(),
-        recurrent_kernel_init: Function = modified_orthogonal,
+        recurrent_kernel_init: Function = initializers.modified_orthogonal,
         bias_init: Function = initializers.zeros,
         promote_dtype: PromoteDtype | None = None,
         keep_rngs: bool = False,
