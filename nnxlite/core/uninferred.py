@@ -44,6 +44,11 @@ class Uninferred:
     shape: tuple[int | None, ...]
     dtype: Any
 
+    @property
+    def ndim(self) -> int:
+        """How many axes the value will have."""
+        return len(self.shape)
+
     def made(self, shape: tuple[int, ...]) -> Any:
         """The initial value of a shape; one for each key."""
 

@@ -176,8 +176,9 @@ def _images(
     if x.ndim <= rank or x.shape[-1] != channels:
         raise ValueError(
             f"A kernel of shape {kernel.shape} wants x of shape (*batch, *spatial, "
-            f"{channels}) with {rank} spatial axes; got {x.shape}. Add the channels "
-            "with x[..., None], or make the layer with in_features=x.shape[-1]."
+            f"{channels}) with {rank} spatial axes; got {x.shape}. Channels come last: "
+            "jnp.moveaxis(x, 1, -1) moves them, x[..., None] adds them; or make the "
+            "layer with in_features=x.shape[-1]."
         )
     batch, image = x.shape[: x.ndim - rank - 1], x.shape[x.ndim - rank - 1 :]
     return batch, x.reshape((math.prod(batch), *image))

@@ -227,6 +227,8 @@ def embed(
             "Input type must be an integer or unsigned integer: embed looks up rows by "
             f"number, got {indices.dtype.name}. Cast with indices.astype('int32')."
         )
+    if indices.dtype.itemsize < 4:  # too small for the number of rows, perhaps
+        indices = indices.astype(jnp.int32)
     (embedding,) = promote_dtype((embedding,), dtype=dtype, inexact=False)
     return embedding.at[indices].get(mode="fill", out_sharding=out_sharding)
 

@@ -69,6 +69,8 @@ def weight_norm(
         >>> weight_norm(jnp.array([[3.0], [4.0]]), jnp.array([10.0]))[:, 0]
         Array([6., 8.], dtype=float32)
     """
+    kind = weight.dtype if scale is None else jnp.result_type(weight, scale)
+    weight = weight.astype(jnp.promote_types(kind, jnp.float32))
     axes = () if feature_axes is None else feature_axes
     kept = normalize_axis_tuple(axes, weight.ndim, "feature_axes")
     others = tuple(axis for axis in range(weight.ndim) if axis not in kept)
@@ -77,7 +79,7 @@ def weight_norm(
     if scale is not None:
         shape = [n if axis in kept else 1 for axis, n in enumerate(weight.shape)]
         weight = weight * scale.reshape(shape)
-    (weight,) = promote_dtype((weight,), dtype=dtype)
+    (weight,) = promote_dtype((weight.astype(kind),), dtype=dtype)
     return weight
 
 
@@ -115,6 +117,9 @@ def spectral_norm(
     def unit(x: Array) -> Array:
         return x * lax.rsqrt(jnp.sum(jnp.square(x)) + epsilon)
 
+    kinds = weight.dtype, u.dtype
+    exact = jnp.promote_types(weight.dtype, jnp.float32)
+    weight, u = weight.astype(exact), u.astype(exact)
     matrix = weight.reshape(-1, weight.shape[-1])
     start, v = u, jnp.zeros((1, len(matrix)), matrix.dtype)
     for _ in range(steps):
@@ -124,5 +129,6 @@ def spectral_norm(
         v = unit(start @ matrix.T)
     u, v = lax.stop_gradient(u), lax.stop_gradient(v)
     value = (v @ matrix @ u.T)[0, 0]
-    (weight,) = promote_dtype((weight / jnp.where(value == 0, 1, value),), dtype=dtype)
-    return weight, u, value
+    weight = (weight / jnp.where(value == 0, 1, value)).astype(kinds[0])
+    (weight,) = promote_dtype((weight,), dtype=dtype)
+    return weight, u.astype(kinds[1]), value.astype(kinds[1])

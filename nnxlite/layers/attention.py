@@ -25,8 +25,8 @@ from ..functional.dtypes import PromoteDtype, promote_dtype
 from ..functional.positions import rotary_embedding
 from .linear import LinearGeneral
 from .normalization import LayerNorm
-from .policy import Layer, Policy
-from .shell import mode
+from .policy import Layer, Policy, settle
+from .shell import blame, mode
 
 
 def dot_product_attention(
@@ -231,7 +231,7 @@ class MultiHeadAttention(Layer):
         self.decode = decode
         self.normalize_qk = normalize_qk
         self.rotary_base = rotary_base
-        policy.settle(self, dtype=dtype, param_dtype=param_dtype, precision=precision)
+        settle(policy, self, dtype=dtype, param_dtype=param_dtype, precision=precision)
         common = policy.promote_dtype
         self.qkv_promote_dtype = qkv_promote_dtype or common
         self.out_promote_dtype = out_promote_dtype or common
@@ -281,7 +281,7 @@ class MultiHeadAttention(Layer):
             bias_metadata=out_bias_metadata or bias_metadata,
         )
         drops = keep_rngs and dropout_rate > 0
-        self.rngs = rngs.dropout.fork() if drops else None
+        self.rngs = RngStream(rngs.dropout(), tag="dropout") if drops else None
         self.cached_key = self.cached_value = self.cache_index = None
 
     @property
@@ -295,6 +295,11 @@ class MultiHeadAttention(Layer):
         return self.key.in_features[0]
 
     def _check_heads(self) -> None:
+        if not 0 <= self.dropout_rate <= 1:
+            raise ValueError(
+                "MultiHeadAttention: dropout_rate must be a probability from 0 to 1; "
+                f"got {self.dropout_rate}."
+            )
         heads, kv_heads = self.num_heads, self.num_kv_heads
         if self.qkv_features % heads:
             raise ValueError(
@@ -380,20 +385,24 @@ class MultiHeadAttention(Layer):
             mask = combine_masks(mask, jnp.broadcast_to(seen, _mask_shape(mask, seen)))
             is_causal = False
         drops = self.dropout_rate > 0 and not mode(self, "deterministic", deterministic)
-        y = self.attention_fn(
-            query,
-            key,
-            value,
-            mask=mask,
-            dropout_rng=self._dropout_key(rngs) if drops else None,
-            dropout_rate=self.dropout_rate,
-            broadcast_dropout=self.broadcast_dropout,
-            deterministic=not drops,
-            dtype=self.dtype,
-            precision=self.precision,
-            module=self if sow_weights else None,
-            is_causal=is_causal,
-        )
+        try:
+            y = self.attention_fn(
+                query,
+                key,
+                value,
+                mask=mask,
+                dropout_rng=self._dropout_key(rngs) if drops else None,
+                dropout_rate=self.dropout_rate,
+                broadcast_dropout=self.broadcast_dropout,
+                deterministic=not drops,
+                dtype=self.dtype,
+                precision=self.precision,
+                module=self if sow_weights else None,
+                is_causal=is_causal,
+            )
+        except (TypeError, ValueError) as error:
+            blame(error, self)
+            raise
         return self.out(y, out_sharding=out_sharding)
 
     def _rotated(self, x: Array, start: Cache[Array] | None) -> Array:
@@ -424,7 +433,8 @@ class MultiHeadAttention(Layer):
         ):
             raise ValueError(
                 f"{name_of(self)}: the autoregressive cache is not initialized. Call "
-                "model.init_cache((*batch, length, in_features)) first."
+                "its init_cache((*batch, length, in_features)) first, or for a whole "
+                "model nnx.view(model, decode=True, batch_size=2, max_length=100)."
             )
         kept = self.cached_key.shape
         wanted = (*kept[:-3], 1, *kept[-2:])
@@ -437,7 +447,7 @@ class MultiHeadAttention(Layer):
         if not isinstance(index, Tracer) and index >= kept[-3]:
             raise ValueError(
                 f"{name_of(self)}: the cache is full, with {kept[-3]} positions. "
-                "Make a longer one with model.init_cache((*batch, length, features))."
+                "Make a longer one with its init_cache((*batch, length, features))."
             )
         start = (0,) * (len(kept) - 3) + (index, 0, 0)
         for cache, new in ((self.cached_key, key), (self.cached_value, value)):
@@ -483,6 +493,11 @@ class MultiHeadAttention(Layer):
             self.deterministic = deterministic
         if decode is not None:
             self.decode = decode
+        if (batch_size is None) != (max_length is None):
+            raise ValueError(
+                f"{name_of(self)}: a cache needs both sizes: nnx.view(model, decode="
+                "True, batch_size=2, max_length=100)."
+            )
         if batch_size is not None and max_length is not None:
             batch = (batch_size,) if isinstance(batch_size, int) else batch_size
             self.init_cache((*batch, max_length, self.qkv_features))

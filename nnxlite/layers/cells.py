@@ -22,8 +22,8 @@ from ..functional.kernels import frozen
 from ..functional.recurrent import gru, lstm, simple_rnn
 from .convolution import Conv
 from .linear import Linear
-from .policy import Layer, Policy
-from .shell import apply
+from .policy import Layer, Policy, settle
+from .shell import apply, check_given
 
 Function = Callable[..., Any]
 
@@ -56,6 +56,10 @@ class RNNCellBase(Layer):
     rngs: RngStream | None = None
 
     @property
+    def _carry_dtype(self) -> DTypeLike:
+        return self.param_dtype
+
+    @property
     def num_feature_axes(self) -> int:
         """How many axes at the end of the inputs are not batch axes."""
         return 1
@@ -81,7 +85,8 @@ class RNNCellBase(Layer):
             carry_init: in place of the attribute.
 
         Returns:
-            An array `(*batch, hidden_features)` of type `param_dtype`, or a tuple.
+            An array `(*batch, hidden_features)` of the type of the parameters (of a
+            SimpleCell, of `dtype`), or a tuple. `RNN` promotes it with the inputs.
 
         Raises:
             ValueError: if keys are wanted and there are none.
@@ -89,7 +94,7 @@ class RNNCellBase(Layer):
         init = carry_init or self.carry_init
         shape = (*input_shape[:-1], self.hidden_features)
         if init is None:
-            zeros = jnp.zeros(shape, self.param_dtype)
+            zeros = jnp.zeros(shape, self._carry_dtype)
             return (zeros,) * self._carries if self._carries > 1 else zeros
         rngs = self.rngs if rngs is None else rngs
         if rngs is None:
@@ -99,7 +104,7 @@ class RNNCellBase(Layer):
                 "keep_rngs=True."
             )
         stream = rngs.carry if isinstance(rngs, Rngs) else rngs
-        parts = [init(stream(), shape, self.param_dtype) for _ in range(self._carries)]
+        parts = [init(stream(), shape, self._carry_dtype) for _ in range(self._carries)]
         return tuple(parts) if self._carries > 1 else parts[0]
 
 
@@ -127,11 +132,12 @@ def _begin(
     Returns:
         What makes a map from the inputs, and from the hidden state, given its outputs.
     """
+    check_given(self, hidden_features=hidden_features)
     self.hidden_features = hidden_features
     for name, value in attributes.items():
         setattr(self, name, value)
-    policy.settle(
-        self, dtype=dtype, param_dtype=param_dtype, promote_dtype=promote_dtype
+    settle(
+        policy, self, dtype=dtype, param_dtype=param_dtype, promote_dtype=promote_dtype
     )
     common = {
         "bias_init": bias_init,
@@ -198,7 +204,7 @@ class _GatedCell(_Cell):
         arguments = locals()
         del arguments["keep_rngs"]
         self._make_maps(*_begin(**arguments))
-        self.rngs = rngs.carry.fork() if keep_rngs else None
+        self.rngs = RngStream(rngs.carry(), tag="carry") if keep_rngs else None
 
     def _make_maps(self, from_inputs: Function, from_hidden: Function) -> None:
         raise NotImplementedError
@@ -378,7 +384,7 @@ class SimpleCell(_Cell):
         in_features: int | None,
         hidden_features: int,
         *,
-        dtype: DTypeLike | None = jnp.float32,
+        dtype: DTypeLike | None = None,
         param_dtype: DTypeLike | None = None,
         carry_init: Function | None = None,
         residual: bool = False,
@@ -399,7 +405,11 @@ class SimpleCell(_Cell):
         from_inputs, from_hidden = _begin(**arguments)
         self.dense_h = from_hidden(hidden_features, use_bias=False)
         self.dense_i = from_inputs(hidden_features)
-        self.rngs = rngs.carry.fork() if keep_rngs else None
+        self.rngs = RngStream(rngs.carry(), tag="carry") if keep_rngs else None
+
+    @property
+    def _carry_dtype(self) -> DTypeLike:
+        return self.param_dtype if self.dtype is None else self.dtype
 
     def __call__(self, carry: Array, inputs: Array) -> tuple[Array, Array]:
         """Makes one step; see `LSTMCell`. The carry is the hidden state."""
@@ -470,7 +480,7 @@ class ConvLSTMCell(_Cell):
         from_inputs, from_hidden = _begin(make=make, **arguments)
         self.conv_i = from_inputs(4 * hidden_features, use_bias=False)
         self.conv_h = from_hidden(4 * hidden_features)
-        self.rngs = rngs.carry.fork() if keep_rngs else None
+        self.rngs = RngStream(rngs.carry(), tag="carry") if keep_rngs else None
 
     @property
     def num_feature_axes(self) -> int:

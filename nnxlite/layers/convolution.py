@@ -15,8 +15,8 @@ from ..functional.convolution import conv, conv_transpose
 from ..functional.dtypes import PromoteDtype
 from ..functional.kernels import Pads, Sizes, frozen
 from . import lazy
-from .policy import Layer, Policy
-from .shell import apply, parameters
+from .policy import Layer, Policy, settle
+from .shell import apply, check_given, parameters
 
 
 class Conv(Layer):
@@ -88,6 +88,7 @@ class Conv(Layer):
         kernel_metadata: Mapping[str, Any] = NO_METADATA,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
     ):
+        check_given(self, out_features=out_features)
         window = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
         group = _group_size(in_features, feature_group_count)
         shape = (*window, group, out_features)
@@ -103,7 +104,8 @@ class Conv(Layer):
         self.use_bias = use_bias
         self.mask = mask
         self.conv_general_dilated = conv_general_dilated
-        policy.settle(
+        settle(
+            policy,
             self,
             dtype=dtype,
             param_dtype=param_dtype,
@@ -202,6 +204,7 @@ class ConvTranspose(Layer):
         kernel_metadata: Mapping[str, Any] = NO_METADATA,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
     ):
+        check_given(self, out_features=out_features)
         window = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
         channels = in_features, out_features
         self.kernel_shape = window + (channels[::-1] if transpose_kernel else channels)
@@ -214,7 +217,8 @@ class ConvTranspose(Layer):
         self.use_bias = use_bias
         self.mask = mask
         self.transpose_kernel = transpose_kernel
-        policy.settle(
+        settle(
+            policy,
             self,
             dtype=dtype,
             param_dtype=param_dtype,

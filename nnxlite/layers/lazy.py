@@ -40,9 +40,12 @@ _state = _State()
 
 def is_lazy(error: BaseException) -> bool:
     """Whether a layer can learn from an error that a size is missing, and go on."""
+    return isinstance(error, UninferredError) and may_infer()
+
+
+def may_infer() -> bool:
+    """Whether sizes may be inferred here: not inside of transforms."""
     frame, recording = frames.current(), _state.recording
-    if not isinstance(error, UninferredError):
-        return False
     if recording is not None:
         return frame is not None and frame.depth == recording.depth
     return frames.is_outermost()

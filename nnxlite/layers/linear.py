@@ -24,8 +24,8 @@ from ..functional.linear import (
     operands,
 )
 from .lazy import Sizes
-from .policy import Layer, Policy
-from .shell import apply, parameters
+from .policy import Layer, Policy, settle
+from .shell import apply, check_given, parameters
 
 
 class Linear(Layer):
@@ -75,11 +75,13 @@ class Linear(Layer):
         kernel_metadata: Mapping[str, Any] = NO_METADATA,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
     ):
+        check_given(self, out_features=out_features)
         self.in_features = in_features
         self.out_features = out_features
         self.use_bias = use_bias
         self.dot_general = dot_general
-        policy.settle(
+        settle(
+            policy,
             self,
             dtype=dtype,
             param_dtype=param_dtype,
@@ -163,6 +165,7 @@ class LinearGeneral(Layer):
         kernel_metadata: Mapping[str, Any] = NO_METADATA,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
     ):
+        check_given(self, out_features=out_features)
         self.out_features = _tuple(out_features)
         self.axis = _tuple(axis)
         self.in_features: tuple[int | None, ...] = (None,) * len(self.axis)
@@ -172,7 +175,8 @@ class LinearGeneral(Layer):
         self.use_bias = use_bias
         self.dot_general = dot_general
         self.dot_general_cls = dot_general_cls
-        policy.settle(
+        settle(
+            policy,
             self,
             dtype=dtype,
             param_dtype=param_dtype,
@@ -307,7 +311,8 @@ class Einsum(Layer):
         self.kernel_shape = tuple(kernel_shape)
         self.bias_shape = None if bias_shape is None else tuple(bias_shape)
         self.einsum_op = einsum_op
-        policy.settle(
+        settle(
+            policy,
             self,
             dtype=dtype,
             param_dtype=param_dtype,
@@ -381,10 +386,15 @@ class Embed(Layer):
         rngs: Rngs,
         embedding_metadata: Mapping[str, Any] = NO_METADATA,
     ):
+        check_given(self, num_embeddings=num_embeddings, features=features)
         self.num_embeddings = num_embeddings
         self.features = features
-        policy.settle(
-            self, dtype=dtype, param_dtype=param_dtype, promote_dtype=promote_dtype
+        settle(
+            policy,
+            self,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            promote_dtype=promote_dtype,
         )
         make = parameters(rngs, self.param_dtype)
         shape = (num_embeddings, features)

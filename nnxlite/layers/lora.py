@@ -16,8 +16,8 @@ from ..functional.dtypes import PromoteDtype
 from ..functional.weights import low_rank
 from .lazy import Sizes
 from .linear import Linear
-from .policy import Layer, Policy
-from .shell import apply, parameters
+from .policy import Layer, Policy, settle
+from .shell import apply, check_given, parameters
 
 
 class LoRAParam(Param[A]):
@@ -90,12 +90,17 @@ class LoRA(Layer):
                 "LoRA: base_module must be a Module with a __call__, or a function; "
                 f"got {type(base_module).__name__}."
             )
+        check_given(self, lora_rank=lora_rank, out_features=out_features)
         self.in_features = in_features
         self.out_features = out_features
         self.lora_param_type = lora_param_type
         self.base_module = base_module
-        policy.settle(
-            self, dtype=dtype, param_dtype=param_dtype, promote_dtype=promote_dtype
+        settle(
+            policy,
+            self,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            promote_dtype=promote_dtype,
         )
         make = parameters(rngs, self.param_dtype, lora_param_type)
         self.lora_a = make(a_initializer, (in_features, lora_rank), a_metadata)

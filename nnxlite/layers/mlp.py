@@ -15,8 +15,8 @@ from ..functional import initializers
 from ..functional.activations import gated, prelu, silu
 from ..functional.dtypes import PromoteDtype
 from .linear import Linear
-from .policy import Layer, Policy
-from .shell import apply
+from .policy import Layer, Policy, settle
+from .shell import apply, check_given
 
 
 class PReLU(Layer):
@@ -48,8 +48,12 @@ class PReLU(Layer):
         policy: Policy = Policy(),
         negative_slope_metadata: Mapping[str, Any] = NO_METADATA,
     ):
-        policy.settle(
-            self, dtype=dtype, param_dtype=param_dtype, promote_dtype=promote_dtype
+        settle(
+            policy,
+            self,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            promote_dtype=promote_dtype,
         )
         slope = jnp.asarray(negative_slope_init, self.param_dtype)
         self.negative_slope = Param(slope, **negative_slope_metadata)
@@ -104,6 +108,7 @@ class GatedMLP(Layer):
         kernel_metadata: Mapping[str, Any] = NO_METADATA,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
     ):
+        check_given(self, hidden_features=hidden_features)
         out_features = in_features if out_features is None else out_features
         if out_features is None:
             raise ValueError(

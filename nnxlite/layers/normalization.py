@@ -25,7 +25,7 @@ from ..functional.normalization import (
     layer_norm,
 )
 from .lazy import Sizes
-from .policy import Layer, Policy
+from .policy import Layer, Policy, settle
 from .shell import apply, initial, mode, parameters
 
 Groups = Sequence[Sequence[int]] | None
@@ -70,8 +70,8 @@ def _begin(
     self.use_bias = use_bias
     for name, value in attributes.items():
         setattr(self, name, frozen(value))
-    policy.settle(
-        self, dtype=dtype, param_dtype=param_dtype, promote_dtype=promote_dtype
+    settle(
+        policy, self, dtype=dtype, param_dtype=param_dtype, promote_dtype=promote_dtype
     )
     make = parameters(rngs, self.param_dtype)
     self.scale = make(scale_init, (num_features,), scale_metadata, use_scale)

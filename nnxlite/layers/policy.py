@@ -40,10 +40,20 @@ class Policy:
     preferred_element_type: DTypeLike | None = None
     promote_dtype: PromoteDtype = promote_dtype
 
-    def settle(self, layer: Any, **given: Any) -> None:
-        """Sets attributes of a layer: what is given, or where that is None, ours."""
-        for name, value in given.items():
-            setattr(layer, name, getattr(self, name) if value is None else value)
+
+def settle(policy: Policy, layer: Any, **given: Any) -> None:
+    """Sets attributes of a layer: what is given, or where that is None, the policy's.
+
+    Raises:
+        TypeError: if `policy` is no Policy.
+    """
+    if not isinstance(policy, Policy):
+        raise TypeError(
+            f"{type(layer).__name__}: policy must be an nnx.Policy, such as nnx.Policy("
+            f"dtype=jnp.bfloat16); got {policy!r}."
+        )
+    for name, value in given.items():
+        setattr(layer, name, getattr(policy, name) if value is None else value)
 
 
 class Layer(Module):

@@ -31,7 +31,7 @@ def _stream(rngs: Random) -> RngStream | None:
     if isinstance(rngs, bool):
         return RngStream(0, tag="carry") if rngs else None
     if isinstance(rngs, Rngs):
-        return rngs.carry.fork()
+        return RngStream(rngs.carry(), tag="carry")
     if isinstance(rngs, RngStream):
         return rngs.fork()
     raise TypeError(
@@ -179,6 +179,8 @@ class RNN(Module):
         if initial_carry is None:
             source = self.rngs if rngs is None else rngs
             initial_carry = self.cell.initialize_carry(batch + features, source)
+            if getattr(self.cell, "dtype", None) is None:
+                initial_carry = _promoted(initial_carry, inputs.dtype)
         if reverse:
             inputs = flip_sequences(inputs, seq_lengths, axis)
         lengths = seq_lengths if returns_carry else None
@@ -215,6 +217,7 @@ class RNN(Module):
                 "for each "
                 f"sequence; got {lengths.dtype.name} of shape {lengths.shape}."
             )
+        lengths = lengths.astype(jnp.int32)  # an int8 cannot be compared with 300
         if not isinstance(lengths, Tracer) and ((lengths < 0) | (lengths > time)).any():
             raise ValueError(
                 f"{name_of(self)}: seq_lengths must be from 0 to {time}, the size of "
@@ -239,6 +242,17 @@ def _time_axis(layer: RNN, inputs: Any, time_major: bool) -> int:
             "features are wanted. Add one with inputs[None]."
         )
     return 0 if time_major else len(shape) - features - 1
+
+
+def _promoted(carry: Any, dtype: Any) -> Any:
+    """A first carry of the type that the cell makes of it and its inputs."""
+
+    def promoted(x: Array) -> Array:
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            return x
+        return x.astype(jnp.promote_types(x.dtype, dtype))
+
+    return jax.tree.map(promoted, carry)
 
 
 def _nan_where_wrong(carry: Any, lengths: Array, time: int) -> Any:

@@ -84,10 +84,10 @@ class Sequential(Module):
         for index, layer in enumerate(self.layers):
             if not callable(layer):
                 raise TypeError(
-                    f"{name_of(self)}: layers[{index}] is not callable: {layer!r}. "
-                    "Give a "
-                    "Module with a `__call__`, or a function of what the layer before "
-                    "it returns."
+                    f"{name_of(self)}: layers[{index}] is not callable, a "
+                    f"{type(layer).__name__}. Give a Module with a `__call__`, or a "
+                    "function of what the layer before it returns; unpack a list, "
+                    "nnx.Sequential(*layers)."
                 )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from jax.typing import DTypeLike
+from numpy.exceptions import AxisError
 
 from ..core.errors import name_of
 from ..core.kinds import Param
@@ -70,6 +71,16 @@ class parameters:
             return None
         value = initial(initializer, self.rngs.params(), shape, self.dtype)
         return self.kind(value, **metadata)
+
+
+def check_given(layer: Any, **sizes: Any) -> None:
+    """Raises a TypeError for a size that is None though no input can tell it."""
+    for name, size in sizes.items():
+        if size is None:
+            raise TypeError(
+                f"{type(layer).__name__}: {name} must be a number; only the size of "
+                "the inputs may be None and is inferred."
+            )
 
 
 def initial(
@@ -139,7 +150,14 @@ def apply(
         if is_lazy(error):
             infer(layer, values[0])
             return apply(layer, kernel, *arrays, **options)
-        if type(error) in (TypeError, ValueError, UninferredError):
-            text = str(error).removeprefix(f"{kernel.__name__}: ")
-            error.args = (f"{name_of(layer)}: {text}",)
+        blame(error, layer, kernel.__name__)
         raise
+
+
+def blame(error: Exception, layer: Any, kernel: str = "") -> None:
+    """Puts class and path of the layer in which an error arose before its text."""
+    if isinstance(error, AxisError):  # its text is not among its arguments
+        raise ValueError(f"{name_of(layer)}: {error}") from error
+    if type(error) in (TypeError, ValueError, UninferredError):
+        text = str(error).removeprefix(f"{kernel}: ")
+        error.args = (f"{name_of(layer)}: {text}",)

@@ -17,12 +17,14 @@ from ..core.graph import taken
 from ..core.kinds import BatchStat, Param
 from ..core.paths import Path, format_path
 from ..core.rngs import Rngs
+from ..core.uninferred import Uninferred, UninferredError
 from ..core.variable import Variable
 from ..functional import initializers
 from ..functional.dtypes import PromoteDtype
 from ..functional.kernels import frozen
 from ..functional.weights import spectral_norm, weight_norm
-from .policy import Layer, Policy
+from .lazy import lazy_init, may_infer
+from .policy import Layer, Policy, settle
 from .shell import apply, mode, parameters
 
 _RANDOM = initializers.normal()
@@ -33,6 +35,13 @@ def _variables(layer: Any) -> list[tuple[Path, Any]]:
     walk = taken(layer)
     pairs = zip(walk.paths, walk.leaves, strict=True)
     return [(path, x) for path, x in pairs if isinstance(x, Variable)]
+
+
+def _infer(self: Any, *args: Any, **kwargs: Any) -> None:
+    """Lets the wrapped layer infer its sizes before its weights are computed with."""
+    values = [variable.raw_value for _, variable in self._weights()]
+    if any(isinstance(value, Uninferred) for value in values) and may_infer():
+        lazy_init(self.layer_instance, *args, **kwargs)
 
 
 class WeightNorm(Layer):
@@ -87,8 +96,12 @@ class WeightNorm(Layer):
         self.use_scale = use_scale
         self.epsilon = epsilon
         self.variable_filter = variable_filter
-        policy.settle(
-            self, dtype=dtype, param_dtype=param_dtype, promote_dtype=promote_dtype
+        settle(
+            policy,
+            self,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            promote_dtype=promote_dtype,
         )
         weights = self._weights()
         if not weights:
@@ -115,10 +128,24 @@ class WeightNorm(Layer):
     def _scale_shape(self, weight: Any) -> tuple[int, ...]:
         axes = self.feature_axes
         axes = () if axes is None else (axes,) if isinstance(axes, int) else axes
-        return tuple(weight.shape[axis] for axis in axes)
+        try:
+            shape = tuple(weight.shape[axis] for axis in axes)
+        except IndexError:
+            raise ValueError(
+                f"WeightNorm: a weight of shape {weight.shape} has no feature_axes="
+                f"{self.feature_axes}."
+            ) from None
+        if None in shape:
+            raise UninferredError(
+                f"WeightNorm: the weight of shape {weight.shape} has no size along "
+                f"feature_axes={self.feature_axes} yet: call nnx.lazy_init(layer, "
+                "*inputs) before wrapping it."
+            )
+        return shape
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer with its arguments, and the normalized weights."""
+        _infer(self, x, *args, **kwargs)
         weights = {
             variable: apply(self, weight_norm, variable, self.scales.get(path))
             for path, variable in self._weights()
@@ -184,8 +211,12 @@ class SpectralNorm(Layer):
         self.epsilon = epsilon
         self.error_on_non_matrix = error_on_non_matrix
         self.use_running_average = not update_stats
-        policy.settle(
-            self, dtype=dtype, param_dtype=param_dtype, promote_dtype=promote_dtype
+        settle(
+            policy,
+            self,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            promote_dtype=promote_dtype,
         )
         make = parameters(rngs, self.param_dtype, BatchStat)
         self.batch_stats = {}
@@ -198,7 +229,7 @@ class SpectralNorm(Layer):
         weights = [
             (path, variable)
             for path, variable in _variables(self.layer_instance)
-            if isinstance(variable, Param) and jnp.ndim(variable.value) > 1
+            if isinstance(variable, Param) and variable.ndim > 1
         ]
         for path, weight in weights:
             if weight.ndim > 2 and self.error_on_non_matrix:
@@ -217,20 +248,23 @@ class SpectralNorm(Layer):
             update_stats: in place of the attribute, if not None.
             **kwargs: for the layer.
         """
+        _infer(self, x, **kwargs)
         running = None if update_stats is None else not update_stats
         updates = not mode(self, "use_running_average", running)
         weights: dict[Variable[Any], Array] = {}
+        found: list[tuple[Any, Array]] = []
         for path, variable in self._weights():
             stored = [self.batch_stats[*path, name] for name in ("u", "sigma")]
             weight, *stats = apply(
                 self, spectral_norm, variable, stored[0], steps=self.n_steps
             )
             weights[variable] = weight
-            if updates:
-                for stat, value in zip(stored, stats, strict=True):
-                    stat.value = value
+            found += zip(stored, stats, strict=True)
         with frames.overlaid(weights):
-            return self.layer_instance(x, **kwargs)
+            y = self.layer_instance(x, **kwargs)
+        for stat, value in found if updates else ():
+            stat.value = value
+        return y
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """`use_running_average`: whether not to go on with the power iteration."""

@@ -22,7 +22,7 @@ from ..core.module import Pytree, is_data, key_of
 from ..core.operators import value_of
 from ..core.paths import Path, format_path
 from ..core.state import State, flat_pairs
-from ..core.uninferred import Uninferred
+from ..core.uninferred import Uninferred, UninferredError
 from ..core.variable import MISSING, Variable
 from .boundary import Departure, Holder, Visit, apply
 from .captures import positional_parameters, unbound
@@ -288,7 +288,11 @@ def _holder(node: Any, path: Path) -> Holder:
 
 def _check_is_float(value: Any, place: Path) -> None:
     if isinstance(value, Uninferred):
-        jnp.asarray(value)  # which says what to do
+        raise UninferredError(
+            f"cannot differentiate with respect to {_in_arguments(place)}: it has no "
+            "value before the first inputs have told its size. Call "
+            "nnx.lazy_init(model, *inputs) first"
+        )
     for leaf in jax.tree.leaves(value):
         dtype = jnp.result_type(leaf) if is_dynamic(leaf) else type(leaf).__name__
         if not is_dynamic(leaf) or not jnp.issubdtype(dtype, jnp.inexact):

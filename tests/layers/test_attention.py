@@ -224,7 +224,7 @@ ERRORS = {
         lambda: nnx.MultiHeadAttention(2, 4, decode=True, rngs=nnx.Rngs(0))(
             normal(1, 4)
         ),
-        "cache is not initialized. Call model.init_cache",
+        "cache is not initialized. Call its init_cache",
     ),
     "heads": (
         lambda: nnx.dot_product_attention(
@@ -266,3 +266,30 @@ def test_masks_are_those_of_flax(oracle):
     assert nnx.combine_masks(None) is None
     with pytest.raises(ValueError, match="masks must have same rank"):
         nnx.combine_masks(jnp.ones(2), jnp.ones((2, 2)))
+
+
+def test_cache_sizes_come_together_and_rates_are_probabilities():
+    layer = nnx.MultiHeadAttention(2, 8, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="a cache needs both sizes: nnx.view"):
+        nnx.view(layer, decode=True, batch_size=2)
+    with pytest.raises(ValueError, match="dropout_rate must be a probability"):
+        nnx.MultiHeadAttention(2, 8, dropout_rate=2.0, rngs=nnx.Rngs(0))
+
+
+def test_errors_of_masks_name_the_path():
+    class Net(nnx.Module):
+        def __init__(self):
+            self.attention = nnx.MultiHeadAttention(2, 8, rngs=nnx.Rngs(0))
+
+    net = Net()
+    with pytest.raises(
+        ValueError, match="^MultiHeadAttention 'Net.attention': The mask"
+    ):
+        net.attention(jnp.ones((2, 5, 8)), mask=jnp.ones((2, 5)))
+
+
+def test_reseed_reaches_the_stream_of_dropout():
+    layer = nnx.MultiHeadAttention(2, 8, dropout_rate=0.5, rngs=nnx.Rngs(0))
+    before = jax.random.key_data(layer.rngs.key[...])
+    nnx.reseed(layer, dropout=3)
+    assert (jax.random.key_data(layer.rngs.key[...]) != before).any()

@@ -188,3 +188,10 @@ def test_attributes_of_a_layer_configure_its_kernel():
     assert layer(jnp.ones(2)).dtype == jnp.bfloat16
     layer.axis = 0  # no argument of the kernel of Linear
     assert layer(jnp.ones((5, 2))).shape == (5, 3)
+
+
+def test_indices_of_a_small_type_reach_all_rows():
+    layer = nnx.Embed(300, 4, rngs=nnx.Rngs(0))
+    for dtype in (jnp.int8, jnp.uint8, jnp.int16):
+        x = jnp.array([5], dtype)
+        np.testing.assert_array_equal(layer(x)[0], layer.embedding[5])

@@ -372,3 +372,32 @@ def test_under_jit_a_wrong_length_gives_nan():
     call = nnx.jit(lambda model, lengths: model(X, seq_lengths=lengths))
     carry, _ = call(model, jnp.array([6, 5]))
     assert np.isnan(carry[0]).all() and np.isfinite(carry[1]).all()
+
+
+@every_cell
+@pytest.mark.parametrize("kind_of_inputs", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        nnx.Policy(dtype=jnp.bfloat16),
+        nnx.Policy(param_dtype=jnp.bfloat16),
+        nnx.Policy(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16),
+    ],
+    ids=["computes", "holds", "both"],
+)
+def test_low_precision(kind, kind_of_inputs, policy):
+    layer = getattr(nnx, kind)(3, 4, policy=policy, rngs=nnx.Rngs(0))
+    y = nnx.RNN(layer)(jnp.asarray(X, kind_of_inputs))
+    exact = getattr(nnx, kind)(3, 4, rngs=nnx.Rngs(0))
+    nnx.update(exact, jax.tree.map(jnp.float32, nnx.state(layer)))
+    close(np.float32(y), nnx.RNN(exact)(X), 0.1)
+
+
+def test_lengths_of_any_integer_type():
+    model = nnx.RNN(cell("GRUCell"), return_carry=True)
+    x = jnp.ones((2, 300, 3))
+    carry, _ = model(x, seq_lengths=np.array([200, 255], np.uint8))
+    wanted, _ = model(x, seq_lengths=jnp.array([200, 255]))
+    close(carry, wanted)
+    call = nnx.jit(lambda model, n: model(x, seq_lengths=n)[0])
+    close(call(model, jnp.array([200, 255], jnp.uint8)), wanted)

@@ -79,7 +79,7 @@ def test_a_tuple_given_is_one_argument():
 
 
 def test_d31_what_is_not_callable():
-    wanted = r"^Sequential: layers\[1\] is not callable: 3.*`__call__`"
+    wanted = r"^Sequential: layers\[1\] is not callable, a int.*`__call__`"
     with pytest.raises(TypeError, match=wanted):
         nnx.Sequential(nnx.relu, 3)
     calls = []

@@ -249,3 +249,35 @@ def test_mistakes_are_named():
         nnx.LoRA(3, 2, 4, base_module=3, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"LoRA: a of shape \(3, 2\) wants inputs of"):
         nnx.LoRA(3, 2, 4, rngs=nnx.Rngs(0))(X)
+
+
+@pytest.mark.parametrize("wrap", [nnx.WeightNorm, nnx.SpectralNorm])
+@pytest.mark.parametrize("size", [1e-3, 0.0])
+def test_half_precision_is_computed_in_float32(wrap, size):
+    found = []
+    for dtype in (jnp.float16, jnp.float32):
+        rngs = nnx.Rngs(0)
+        init = jax.nn.initializers.normal(size)
+        inner = nnx.Linear(64, 4, param_dtype=dtype, kernel_init=init, rngs=rngs)
+        if found:
+            inner.kernel[...] = found[0][1]
+        layer = wrap(inner, param_dtype=dtype, rngs=rngs)
+        found.append((layer(jnp.ones((1, 64), dtype)), inner.kernel[...]))
+    close(np.float32(found[0][0]), found[1][0], 3e-2)
+
+
+def test_a_failed_call_leaves_the_statistics():
+    layer = spectral_normed()
+    before = np.array(layer.batch_stats["kernel", "u"][...])
+    with pytest.raises(ValueError, match="Linear 'SpectralNorm.layer_instance'"):
+        layer(X[:, :2])
+    np.testing.assert_array_equal(layer.batch_stats["kernel", "u"][...], before)
+
+
+def test_a_policy_is_a_policy():
+    with pytest.raises(TypeError, match="Linear: policy must be an nnx.Policy.*'bf16'"):
+        nnx.Linear(2, 3, policy="bf16", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"\(4, 5\) has no feature_axes=5"):
+        weight_normed(feature_axes=5)
+    with pytest.raises(ValueError, match="^Linear: .*axis -1 is out of bounds"):
+        nnx.Linear(2, 3, rngs=nnx.Rngs(0))(1.0)
