@@ -127,7 +127,6 @@ from .functional.pooling import pool as pool
 from .functional.positions import rotary_embedding as rotary_embedding
 from .functional.positions import sinusoidal_positions as sinusoidal_positions
 from .layers.attention import MultiHeadAttention as MultiHeadAttention
-from .layers.attention import dot_product_attention as dot_product_attention
 from .layers.cells import ConvLSTMCell as ConvLSTMCell
 from .layers.cells import GRUCell as GRUCell
 from .layers.cells import LSTMCell as LSTMCell
@@ -136,6 +135,7 @@ from .layers.cells import RNNCellBase as RNNCellBase
 from .layers.cells import SimpleCell as SimpleCell
 from .layers.convolution import Conv as Conv
 from .layers.convolution import ConvTranspose as ConvTranspose
+from .layers.dot_product import dot_product_attention as dot_product_attention
 from .layers.dropout import AlphaDropout as AlphaDropout
 from .layers.dropout import Dropout as Dropout
 from .layers.dropout import DropPath as DropPath

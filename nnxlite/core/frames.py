@@ -234,15 +234,14 @@ def overlaid(values: Mapping[Any, Any]) -> Iterator[None]:
     """
     frame = _thread.frame
     if frame is None:
-        places = [(v._cell, "value", value) for v, value in values.items()]
-        before = [getattr(*place[:2]) for place in places]
+        before = {v: v._cell.value for v in values}
         try:
-            for place in places:
-                setattr(*place)
+            for variable, value in values.items():
+                variable._cell.value = value
             yield
         finally:
-            for (cell, name, _), value in zip(places, before, strict=True):
-                setattr(cell, name, value)
+            for variable, value in before.items():
+                variable._cell.value = value
         return
     before = {v: frame.values[v] for v in values if v in frame.values}
     frame.values.update(values)

@@ -59,15 +59,13 @@ def conv(
         >>> conv(x, kernel, None, None, padding="CAUSAL")[:, 0]
         Array([1., 3., 5.], dtype=float32)
     """
-    if mask is not None:
-        kernel = _masked(jnp.asarray(kernel), jnp.asarray(mask))
+    kernel = _masked(kernel, mask)
     x, kernel, bias = promote_dtype((x, kernel, bias), dtype=dtype)
     rank, channels = kernel.ndim - 2, kernel.shape[-2] * feature_group_count
     batch, x = _images(x, kernel, rank, channels)
     dilation = per_axis(kernel_dilation, rank, "kernel_dilation")
     extents = [(kernel.shape[i] - 1) * dilation[i] + 1 for i in range(rank)]
     x, pairs = _padded(x, padding_pairs(padding, rank), extents)
-    axes = (0, rank + 1, *range(1, rank + 1))
     y = conv_general_dilated(
         x,
         kernel,
@@ -75,17 +73,14 @@ def conv(
         pairs,
         lhs_dilation=per_axis(input_dilation, rank, "input_dilation"),
         rhs_dilation=dilation,
-        dimension_numbers=lax.ConvDimensionNumbers(
-            axes, (rank + 1, rank, *range(rank)), axes
-        ),
+        dimension_numbers=_channels_last(rank),
         feature_group_count=feature_group_count,
         precision=precision,
         **given(
             preferred_element_type=preferred_element_type, out_sharding=out_sharding
         ),
     )
-    y = y.reshape(batch + y.shape[1:])
-    return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
+    return _biased(y.reshape(batch + y.shape[1:]), bias)
 
 
 @compiled(arrays=4)
@@ -128,22 +123,18 @@ def conv_transpose(
         >>> conv_transpose(x, kernel, None, None, strides=2, padding="VALID")[:, 0]
         Array([1., 1., 2., 2.], dtype=float32)
     """
-    if mask is not None:
-        kernel = _masked(jnp.asarray(kernel), jnp.asarray(mask))
+    kernel = _masked(kernel, mask)
     x, kernel, bias = promote_dtype((x, kernel, bias), dtype=dtype)
     rank, channels = kernel.ndim - 2, kernel.shape[-1 if transpose_kernel else -2]
     batch, x = _images(x, kernel, rank, channels)
     pairs, steps = padding_pairs(padding, rank), per_axis(strides, rank, "strides")
-    axes = (0, rank + 1, *range(1, rank + 1))
     y = lax.conv_transpose(
         x,
         kernel,
         steps,
         "VALID" if pairs == "CIRCULAR" else pairs,
         rhs_dilation=per_axis(kernel_dilation, rank, "kernel_dilation"),
-        dimension_numbers=lax.ConvDimensionNumbers(
-            axes, (rank + 1, rank, *range(rank)), axes
-        ),
+        dimension_numbers=_channels_last(rank),
         transpose_kernel=transpose_kernel,
         precision=precision,
         **given(preferred_element_type=preferred_element_type),
@@ -151,8 +142,7 @@ def conv_transpose(
     if pairs == "CIRCULAR":
         periods = [n * step for n, step in zip(x.shape[1:-1], steps, strict=True)]
         y = _wrapped(y, periods, transpose_kernel)
-    y = y.reshape(batch + y.shape[1:])
-    return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
+    return _biased(y.reshape(batch + y.shape[1:]), bias)
 
 
 def _wrapped(y: Array, periods: list[int], extra_at_end: bool) -> Array:
@@ -184,7 +174,19 @@ def _images(
     return batch, x.reshape((math.prod(batch), *image))
 
 
-def _masked(kernel: Array, mask: Array) -> Array:
+def _channels_last(rank: int) -> lax.ConvDimensionNumbers:
+    axes = (0, rank + 1, *range(1, rank + 1))
+    return lax.ConvDimensionNumbers(axes, (rank + 1, rank, *range(rank)), axes)
+
+
+def _biased(y: Array, bias: Array | None) -> Array:
+    return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
+
+
+def _masked(kernel: Array, mask: Array | None) -> Array:
+    if mask is None:
+        return kernel
+    kernel, mask = jnp.asarray(kernel), jnp.asarray(mask)
     if mask.shape != kernel.shape:
         raise ValueError(
             f"Mask needs to have the same shape as the kernel: got {mask.shape}, wanted"

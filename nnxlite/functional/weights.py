@@ -121,12 +121,10 @@ def spectral_norm(
     exact = jnp.promote_types(weight.dtype, jnp.float32)
     weight, u = weight.astype(exact), u.astype(exact)
     matrix = weight.reshape(-1, weight.shape[-1])
-    start, v = u, jnp.zeros((1, len(matrix)), matrix.dtype)
-    for _ in range(steps):
-        v = unit(u @ matrix.T)
+    v = unit(u @ matrix.T)
+    for step in range(steps):
+        v = unit(u @ matrix.T) if step else v
         u = unit(v @ matrix)
-    if not steps:
-        v = unit(start @ matrix.T)
     u, v = lax.stop_gradient(u), lax.stop_gradient(v)
     value = (v @ matrix @ u.T)[0, 0]
     weight = (weight / jnp.where(value == 0, 1, value)).astype(kinds[0])

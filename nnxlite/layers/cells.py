@@ -119,6 +119,7 @@ def _begin(
     dtype: DTypeLike | None,
     param_dtype: DTypeLike | None,
     promote_dtype: PromoteDtype | None,
+    keep_rngs: bool,
     policy: Policy,
     rngs: Rngs,
     kernel_metadata: Mapping[str, Any],
@@ -126,12 +127,8 @@ def _begin(
     bias_metadata: Mapping[str, Any],
     make: Function = Linear,
     **attributes: Any,
-) -> tuple[Function, Function]:
-    """What all constructors do: keeps the arguments.
-
-    Returns:
-        What makes a map from the inputs, and from the hidden state, given its outputs.
-    """
+) -> None:
+    """What all constructors do: keeps the arguments, makes maps and random stream."""
     check_given(self, hidden_features=hidden_features)
     self.hidden_features = hidden_features
     for name, value in attributes.items():
@@ -148,7 +145,7 @@ def _begin(
         "rngs": rngs,
         "bias_metadata": bias_metadata,
     }
-    return (
+    self._make_maps(
         partial(
             make,
             in_features,
@@ -164,12 +161,17 @@ def _begin(
             **common,
         ),
     )
+    self.rngs = RngStream(rngs.carry(), tag="carry") if keep_rngs else None
 
 
 class _Cell(RNNCellBase):
-    """A cell whose linear maps know the size of the inputs."""
+    """A cell of linear maps, which know the size of the inputs."""
 
     _first: ClassVar[str] = "dense_i"  # one that is called with the inputs
+
+    def _make_maps(self, from_inputs: Function, from_hidden: Function) -> None:
+        """Makes them; each function takes the number of outputs of a map."""
+        raise NotImplementedError
 
     @property
     def in_features(self) -> int | None:
@@ -201,13 +203,7 @@ class _GatedCell(_Cell):
         recurrent_kernel_metadata: Mapping[str, Any] = NO_METADATA,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
     ):
-        arguments = locals()
-        del arguments["keep_rngs"]
-        self._make_maps(*_begin(**arguments))
-        self.rngs = RngStream(rngs.carry(), tag="carry") if keep_rngs else None
-
-    def _make_maps(self, from_inputs: Function, from_hidden: Function) -> None:
-        raise NotImplementedError
+        _begin(**locals())
 
 
 class LSTMCell(_GatedCell):
@@ -400,12 +396,11 @@ class SimpleCell(_Cell):
         recurrent_kernel_metadata: Mapping[str, Any] = NO_METADATA,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
     ):
-        arguments = locals()
-        del arguments["keep_rngs"]
-        from_inputs, from_hidden = _begin(**arguments)
-        self.dense_h = from_hidden(hidden_features, use_bias=False)
-        self.dense_i = from_inputs(hidden_features)
-        self.rngs = RngStream(rngs.carry(), tag="carry") if keep_rngs else None
+        _begin(**locals())
+
+    def _make_maps(self, from_inputs: Function, from_hidden: Function) -> None:
+        self.dense_h = from_hidden(self.hidden_features, use_bias=False)
+        self.dense_i = from_inputs(self.hidden_features)
 
     @property
     def _carry_dtype(self) -> DTypeLike:
@@ -473,14 +468,13 @@ class ConvLSTMCell(_Cell):
         recurrent_kernel_metadata: Mapping[str, Any] = NO_METADATA,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
     ):
-        arguments = locals()
-        del arguments["keep_rngs"]
-        arguments["kernel_size"] = frozen(kernel_size)
+        kernel_size = frozen(kernel_size)
         make = partial(Conv, kernel_size=kernel_size, padding=padding)
-        from_inputs, from_hidden = _begin(make=make, **arguments)
-        self.conv_i = from_inputs(4 * hidden_features, use_bias=False)
-        self.conv_h = from_hidden(4 * hidden_features)
-        self.rngs = RngStream(rngs.carry(), tag="carry") if keep_rngs else None
+        _begin(**locals())
+
+    def _make_maps(self, from_inputs: Function, from_hidden: Function) -> None:
+        self.conv_i = from_inputs(4 * self.hidden_features, use_bias=False)
+        self.conv_h = from_hidden(4 * self.hidden_features)
 
     @property
     def num_feature_axes(self) -> int:

@@ -124,8 +124,7 @@ class Dropout(Module):
         if not isinstance(rngs, Rngs):
             raise TypeError(
                 f"{name_of(self)}: rngs must be an nnx.Rngs or nnx.RngStream, in a "
-                "call also a "
-                f"key; got {type(rngs).__name__}. Pass nnx.Rngs("
+                f"call also a key; got {type(rngs).__name__}. Pass nnx.Rngs("
                 f"{self.rng_collection}=seed)."
             )
         if self.rng_collection in rngs or "default" in rngs:

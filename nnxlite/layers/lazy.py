@@ -6,6 +6,7 @@ layers are known.
 """
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,8 +24,7 @@ Sizes = tuple[dict[str, Any], tuple[int, ...]]
 class _Recording:
     """What a `lazy_init` has found out so far."""
 
-    def __init__(self, around: "_Recording | None"):
-        self.around = around
+    def __init__(self) -> None:
         frame = frames.current()
         self.depth = 0 if frame is None else frame.depth + 1
         self.shapes: dict[Variable[Any], tuple[int, ...]] = {}
@@ -51,6 +51,17 @@ def may_infer() -> bool:
     return frames.is_outermost()
 
 
+def lazily(call: Callable[[], Any], infer: Callable[[], Any]) -> Any:
+    """Calls, and where sizes are missing that may be inferred here, once more."""
+    try:
+        return call()
+    except UninferredError:
+        if not may_infer():
+            raise
+    infer()
+    return call()
+
+
 def infer(layer: Any, inputs: Any) -> None:
     """Makes the parameters of a layer that have no value yet.
 
@@ -65,13 +76,14 @@ def infer(layer: Any, inputs: Any) -> None:
     for name, value in attributes.items():
         _set(layer, name, value)
     for variable in vars(layer).values():
-        if isinstance(variable, Variable) and _is_open(variable):
+        if isinstance(variable, Variable) and is_open(variable):
             rest = iter(sizes)
             shape = variable.raw_value.shape
             _settle(variable, tuple(next(rest) if n is None else n for n in shape))
 
 
-def _is_open(variable: Any) -> bool:
+def is_open(variable: Any) -> bool:
+    """Whether a Variable has no value yet."""
     return isinstance(variable.raw_value, Uninferred)
 
 
@@ -103,7 +115,7 @@ def _settle(variable: Any, shape: tuple[int, ...]) -> None:
 def copy_sizes(own: Any, other: Any) -> None:
     """Infers for one of several stacked layers, or Variables, what a single one has."""
     if isinstance(own, Variable):
-        if _is_open(own):
+        if is_open(own):
             _settle(own, other.raw_value.shape)
         return
     for name, value in vars(other).items():
@@ -139,7 +151,7 @@ def lazy_init(model: Any, *args: Any, **kwargs: Any) -> Any:
         (3, 4)
     """
     around = _state.recording
-    recording = _state.recording = _Recording(around)
+    recording = _state.recording = _Recording()
     try:
         eval_shape(model, *args, **kwargs)
     finally:

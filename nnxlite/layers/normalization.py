@@ -490,8 +490,7 @@ class InstanceNorm(Layer):
         if 0 in features:
             raise ValueError(
                 f"{name_of(self)}: The channel axes cannot include the leading "
-                "dimension "
-                "as this is assumed to be the batch axis; got feature_axes="
+                "dimension as this is assumed to be the batch axis; got feature_axes="
                 f"{self.feature_axes} for x of shape {jnp.shape(x)}."
             )
         space = tuple(axis for axis in range(1, rank) if axis not in features)

@@ -16,12 +16,11 @@ from ..core.module import Module
 from ..core.rngs import Rngs, RngState, RngStream
 from ..core.splitting import state as state_of
 from ..core.state import to_pure_dict
-from ..core.uninferred import UninferredError
 from ..functional.recurrent import flip_sequences
 from ..transforms.loops import scan
 from ..transforms.prefixes import Carry, StateAxes
 from .cells import RNNCellBase
-from .lazy import is_lazy, lazy_init
+from .lazy import lazily, lazy_init
 
 Random = Rngs | RngStream | bool
 
@@ -193,14 +192,11 @@ class RNN(Module):
             lengths,
             self._broadcast_streams(),
         )
-        try:
-            (carry, last), outputs = loop(*arguments)
-        except UninferredError as error:
-            if not is_lazy(error):
-                raise
-            step = jax.ShapeDtypeStruct(batch + features, inputs.dtype)
-            lazy_init(self.cell, initial_carry, step)
-            (carry, last), outputs = loop(*arguments)
+        step = jax.ShapeDtypeStruct(batch + features, inputs.dtype)
+        (carry, last), outputs = lazily(
+            lambda: loop(*arguments),
+            lambda: lazy_init(self.cell, initial_carry, step),
+        )
         if reverse and keep_order:
             outputs = flip_sequences(outputs, seq_lengths, axis)
         if lengths is not None:

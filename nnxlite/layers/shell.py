@@ -106,9 +106,8 @@ def mode(layer: Module, name: str, argument: bool | None) -> bool:
         kind = type(layer).__name__
         raise ValueError(
             f"{name_of(layer)}: `{name}` is None, in the call and in the layer. Pass "
-            "it in the "
-            f"call, layer(x, {name}=True), or to the constructor, nnx.{kind}(..., "
-            f"{name}=True), or set it for a whole model with model.train(), "
+            f"it in the call, layer(x, {name}=True), or to the constructor, nnx.{kind}"
+            f"(..., {name}=True), or set it for a whole model with model.train(), "
             f"model.eval(), or a copy from nnx.view(model, {name}=True)."
         )
     return value

@@ -18,7 +18,6 @@ from ..core.module import Module
 from ..core.paths import format_path
 from ..core.rngs import Rngs
 from ..core.splitting import clone
-from ..core.uninferred import UninferredError
 from ..core.variable import Variable
 from ..transforms.axes import with_axis, without_axis
 from ..transforms.labels import constants, given
@@ -26,7 +25,7 @@ from ..transforms.linearization import remat as rematerialize
 from ..transforms.loops import scan
 from ..transforms.mapping import vmap
 from ..transforms.prefixes import Carry, StateAxes
-from .lazy import copy_sizes, is_lazy, lazy_init
+from .lazy import copy_sizes, lazily, lazy_init
 
 
 def stack(modules: Sequence[Any], /) -> Any:
@@ -265,16 +264,14 @@ class Stack(Module):
         forward = _forward(self.remat, self.unroll, self.length)
         args, values = constants(args, None), constants(list(kwargs.values()), None)
         named = dict(zip(kwargs, values, strict=True))
-        try:
-            return forward(x, self.layers, args, named)
-        except UninferredError as error:
-            if not is_lazy(error):
-                raise
-            self._infer(x, given(args), dict(zip(kwargs, given(values), strict=True)))
-            return forward(x, self.layers, args, named)
+        return lazily(
+            lambda: forward(x, self.layers, args, named),
+            lambda: self._infer(x, given(args), given(values), kwargs),
+        )
 
-    def _infer(self, x: Any, args: Any, kwargs: Any) -> None:
+    def _infer(self, x: Any, args: Any, values: Any, names: Any) -> None:
         """Makes what the first layer has inferred, for all layers."""
+        kwargs = dict(zip(names, values, strict=True))
         one = self[0]
         lazy_init(one, x, *args, **kwargs)
         ours, theirs = taken(self.layers), taken(one)

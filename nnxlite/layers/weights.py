@@ -17,13 +17,13 @@ from ..core.graph import taken
 from ..core.kinds import BatchStat, Param
 from ..core.paths import Path, format_path
 from ..core.rngs import Rngs
-from ..core.uninferred import Uninferred, UninferredError
+from ..core.uninferred import UninferredError
 from ..core.variable import Variable
 from ..functional import initializers
 from ..functional.dtypes import PromoteDtype
 from ..functional.kernels import frozen
 from ..functional.weights import spectral_norm, weight_norm
-from .lazy import lazy_init, may_infer
+from .lazy import is_open, lazy_init, may_infer
 from .policy import Layer, Policy, settle
 from .shell import apply, mode, parameters
 
@@ -37,11 +37,10 @@ def _variables(layer: Any) -> list[tuple[Path, Any]]:
     return [(path, x) for path, x in pairs if isinstance(x, Variable)]
 
 
-def _infer(self: Any, *args: Any, **kwargs: Any) -> None:
+def _infer(weights: Any, layer: Any, *args: Any, **kwargs: Any) -> None:
     """Lets the wrapped layer infer its sizes before its weights are computed with."""
-    values = [variable.raw_value for _, variable in self._weights()]
-    if any(isinstance(value, Uninferred) for value in values) and may_infer():
-        lazy_init(self.layer_instance, *args, **kwargs)
+    if any(is_open(variable) for _, variable in weights) and may_infer():
+        lazy_init(layer, *args, **kwargs)
 
 
 class WeightNorm(Layer):
@@ -145,10 +144,11 @@ class WeightNorm(Layer):
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer with its arguments, and the normalized weights."""
-        _infer(self, x, *args, **kwargs)
+        found = self._weights()
+        _infer(found, self.layer_instance, x, *args, **kwargs)
         weights = {
             variable: apply(self, weight_norm, variable, self.scales.get(path))
-            for path, variable in self._weights()
+            for path, variable in found
         }
         with frames.overlaid(weights):
             return self.layer_instance(x, *args, **kwargs)
@@ -248,21 +248,22 @@ class SpectralNorm(Layer):
             update_stats: in place of the attribute, if not None.
             **kwargs: for the layer.
         """
-        _infer(self, x, **kwargs)
+        found = self._weights()
+        _infer(found, self.layer_instance, x, **kwargs)
         running = None if update_stats is None else not update_stats
         updates = not mode(self, "use_running_average", running)
         weights: dict[Variable[Any], Array] = {}
-        found: list[tuple[Any, Array]] = []
-        for path, variable in self._weights():
+        statistics: list[tuple[Any, Array]] = []
+        for path, variable in found:
             stored = [self.batch_stats[*path, name] for name in ("u", "sigma")]
             weight, *stats = apply(
                 self, spectral_norm, variable, stored[0], steps=self.n_steps
             )
             weights[variable] = weight
-            found += zip(stored, stats, strict=True)
+            statistics += zip(stored, stats, strict=True)
         with frames.overlaid(weights):
             y = self.layer_instance(x, **kwargs)
-        for stat, value in found if updates else ():
+        for stat, value in statistics if updates else ():
             stat.value = value
         return y
 
