@@ -83,7 +83,10 @@ def _plan_update(
         if target is given:
             return
         new = given.raw_value if isinstance(given, Variable) else given
-        problem = _misfit(target.raw_value, new) if strict else None
+        problem = misfit(target.raw_value, new) if strict else None
+        is_copy = isinstance(given, Variable) and given._metadata.is_frozen
+        if target._metadata.is_frozen and not is_copy:
+            problem = "is frozen (nnx.unfreeze lets it be written)"
         if problem:
             problems.append(f"{where} {problem}")
         elif isinstance(given, Variable):
@@ -119,7 +122,7 @@ def _plan_update(
             _plan_update(children[key], value, here, writes, problems, strict)
         else:
             value = value.raw_value if isinstance(value, Variable) else value
-            problem = _misfit(children[key], value) if strict else None
+            problem = misfit(children[key], value) if strict else None
             if problem:
                 problems.append(f"{format_path(here)} {problem}")
             else:
@@ -133,7 +136,8 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def _misfit(old: Any, new: Any) -> str | None:
+def misfit(old: Any, new: Any) -> str | None:
+    """What is wrong with a value that shall replace another of the same shape."""
     if not is_array(old):
         return None
     if not is_dynamic(new):

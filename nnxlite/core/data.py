@@ -3,7 +3,15 @@
 import dataclasses
 from typing import Any, dataclass_transform
 
-from .module import _DATA, _STATIC, Marked, _check_static, _data_in, iter_nodes
+from .module import (
+    _DATA,
+    _STATIC,
+    Marked,
+    _check_static,
+    _data_in,
+    constructing,
+    iter_nodes,
+)
 from .paths import format_path
 from .variable import MISSING
 
@@ -72,6 +80,7 @@ def dataclass(cls: Any = None, /, **options: Any) -> Any:
         return lambda cls: dataclass(cls, **options)
     identity_hash = cls.__hash__
     cls = dataclasses.dataclass(cls, **{"repr": False, "eq": False, **options})
+    cls.__init__ = constructing(cls.__init__)
     if options.get("eq") and not options.get("unsafe_hash"):
         cls.__hash__ = identity_hash
     cls._nnx_fields = {

@@ -12,6 +12,9 @@ import jax
 
 from .paths import format_path
 
+# What `error_if` raised in the middle of compiled code, where JAX wraps it: last ones.
+failures: list[Exception] = []
+
 
 class TraceContextError(ValueError):
     """An object was used at a trace level where it has no meaning.
@@ -33,6 +36,14 @@ class TraceContextError(ValueError):
       ...     print('nnx.jit' in str(error))
       True
     """
+
+
+def raise_own(error: Exception) -> None:
+    """Raises what `error_if` has raised, if that is what an error of JAX tells of."""
+    for failure in reversed(failures):
+        if f"{type(failure).__name__}: {failure}" in str(error):
+            failures.remove(failure)
+            raise failure from None
 
 
 class HiddenError(TraceContextError):

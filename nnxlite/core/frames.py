@@ -226,6 +226,15 @@ def write(variable: Any, value: Any) -> bool:
     return True
 
 
+def renew() -> None:
+    """Must be called when something else changes that JAX may have traced."""
+    if _thread.frame is None:
+        _thread.generation = next(_generations)
+    else:
+        _thread.frame.is_cached = True
+        _thread.frame.renew_level()
+
+
 @contextlib.contextmanager
 def overlaid(values: Mapping[Any, Any]) -> Iterator[None]:
     """Gives Variables other values for a while, which is no write.

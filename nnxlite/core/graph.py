@@ -14,7 +14,7 @@ cross JAX is not its concern.
 """
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -368,6 +368,20 @@ def _described(record: Any) -> str:
         kind = record.treedef.unflatten(record.keys) if record.treedef else {}
         return f"a {type(kind).__name__} with {list(record.keys)}"
     return "an array" if isinstance(record, ArrayRecord) else "an object met before"
+
+
+def descriptions(records: Iterable[Any]) -> Iterator[tuple[Path, str]]:
+    """Path and text of every record of one value."""
+    rest = iter(records)
+
+    def visit(path: Path) -> Iterator[tuple[Path, str]]:
+        record = next(rest)
+        yield path, _described(record)
+        if isinstance(record, (NodeRecord, ContainerRecord)):
+            for key in record.keys:
+                yield from visit((*path, key))
+
+    return visit(())
 
 
 def taken(value: Any) -> Taking:

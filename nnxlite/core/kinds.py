@@ -6,6 +6,7 @@ Users add kinds by subclassing, or by name with `variable_type_from_name`.
 
 from typing import Any, TypeVar
 
+from .paths import Path
 from .variable import MISSING, Variable
 
 A = TypeVar("A")
@@ -59,6 +60,19 @@ class Perturbation(Intermediate[A]):
       >>> nnx.Perturbation(jnp.zeros(2)).shape
       (2,)
     """
+
+
+def trainable(path: Path, value: Any) -> bool:
+    """A filter: Params that are not frozen; see `freeze`.
+
+    Example:
+      >>> import nnxlite as nnx
+      >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+      >>> nnx.freeze(model, nnx.PathContains('kernel'))
+      >>> list(nnx.state(model, nnx.trainable))
+      ['bias']
+    """
+    return isinstance(value, Param) and not value._metadata.is_frozen
 
 
 _kinds: dict[str, type[Variable[Any]]] = {

@@ -2,7 +2,8 @@
 
 Metadata is immutable, hashable, and unique: equal metadata is the same object, so
 that compiled calls compare it by identity. Some entries have a meaning for nnxlite:
-`out_sharding` says how the value's axes lie on a mesh, `tag` names an RNG stream.
+`out_sharding` says how the value's axes lie on a mesh, `tag` names an RNG stream,
+`frozen=True` forbids to write the value, `persistent=False` keeps it out of files.
 """
 
 import contextlib
@@ -29,9 +30,10 @@ class Metadata(Mapping[str, Any]):
     node and forgets to compare its class.
     """
 
-    __slots__ = ("__weakref__", "_items", "is_forwarded", "kind")
+    __slots__ = ("__weakref__", "_items", "is_forwarded", "is_frozen", "kind")
     kind: type
     _items: dict[str, Any]
+    is_frozen: bool
     is_forwarded: bool  # whether Variables have attributes of these names yet
     _all: "WeakValueDictionary[Any, Metadata]" = WeakValueDictionary()
 
@@ -54,6 +56,7 @@ class Metadata(Mapping[str, Any]):
             metadata = object.__new__(cls)
             metadata.kind = kind
             metadata._items = items
+            metadata.is_frozen = bool(items.get("frozen"))
             metadata.is_forwarded = False
             metadata = cls._all.setdefault(key, metadata)
         return metadata

@@ -13,6 +13,8 @@ flattening a node whose graph has sharing or cycles raises an error.
 """
 
 import dataclasses
+import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
@@ -42,8 +44,39 @@ class Marked:
     value: Any
 
 
+class _Making(threading.local):
+    """Whoever wants to know of new nodes of this thread: see `surgery.compact`."""
+
+    scope: Any = None
+
+
+making = _Making()
+
+
+def constructing(init: Callable[..., None]) -> Callable[..., None]:
+    """The `__init__` of a class, followed by the check of what it has made."""
+
+    @functools.wraps(init)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if type(self).__init__ is not __init__:  # by `super()`
+            init(self, *args, **kwargs)
+            return
+        if making.scope is None:
+            init(self, *args, **kwargs)
+        else:
+            making.scope.construct(self, init, args, kwargs)
+        check = getattr(self, "__post_init_check__", None)
+        if check is not None:
+            check()
+
+    return __init__
+
+
 class Pytree:
     """A node of the object graph: a plain object whose attributes may hold data.
+
+    A method `__post_init_check__` is called when an instance, also of a subclass, has
+    been made, to raise an error if it is not as it should be.
 
     Args of the class statement:
       pytree: whether instances are JAX pytrees.
@@ -61,10 +94,14 @@ class Pytree:
     _nnx_marks: Mapping[str, str] = {}
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        if making.scope is not None:
+            return making.scope.instance(cls, args, kwargs)
         return _empty(cls)
 
     def __init_subclass__(cls, *, pytree: bool = True, **kwargs: Any):
         super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            setattr(cls, "__init__", constructing(cls.__init__))  # noqa: B010
         if "__slots__" in cls.__dict__ and cls.__dict__["__slots__"]:
             raise TypeError(
                 f"{cls.__name__} defines __slots__, but attributes of a Module live in "

@@ -342,16 +342,49 @@ def split_state(
 
 
 def merge_state(
-    state: Mapping[Key, Any], /, *states: Mapping[Key, Any], cls: type[State] = State
+    state: Mapping[Key, Any],
+    /,
+    *states: Mapping[Key, Any],
+    cls: type[State] = State,
+    on_conflict: str | Callable[[Path, Any, Any], Any] = "new",
 ) -> State:
-    """Merges States leaf by leaf; later ones win.
+    """Merges States leaf by leaf.
+
+    Args:
+      state, *states: States or nested mappings.
+      cls: the class of the result.
+      on_conflict: which leaf of two States with the same path stays: "new", that of
+        the later one; "old"; or what a function of path, old and new leaf gives.
+        "error" raises.
+
+    Raises:
+      ValueError: naming the paths in conflict, with "error".
 
     Example:
       >>> import nnxlite as nnx
       >>> nnx.merge_state({'a': {'x': 1}}, {'a': {'y': 2}}).a.y
       2
+      >>> nnx.merge_state({'a': 1}, {'a': 2}, on_conflict=lambda path, x, y: x + y).a
+      3
     """
-    leaves = {p: leaf for part in (state, *states) for p, leaf in flat_pairs(part)}
+    if not callable(on_conflict) and on_conflict not in ("new", "old", "error"):
+        raise ValueError(
+            f"on_conflict={on_conflict!r}: use 'new', 'old', 'error', or a function "
+            "(path, old, new) -> leaf"
+        )
+    leaves: dict[Path, Any] = {}
+    clashes: list[str] = []
+    for path, leaf in (pair for part in (state, *states) for pair in flat_pairs(part)):
+        if path in leaves and on_conflict != "new":
+            clashes.append(format_path(path))
+            old = leaves[path]
+            leaf = on_conflict(path, old, leaf) if callable(on_conflict) else old
+        leaves[path] = leaf
+    if clashes and on_conflict == "error":
+        raise ValueError(
+            f"more than one State has {', '.join(clashes[:8])}: say which stays, such "
+            "as on_conflict='old'"
+        )
     return cls.from_pairs(leaves.items())
 
 
@@ -373,7 +406,7 @@ def to_pure_dict(
 
     Args:
       state: a State or nested mapping.
-      extract_fn: what to take of a leaf; by default a Variable's `get_value()`.
+      extract_fn: what to take of a leaf; by default what a Variable stores.
 
     Example:
       >>> import nnxlite as nnx
@@ -382,7 +415,7 @@ def to_pure_dict(
     """
 
     def extract(leaf: Any) -> Any:
-        return leaf.get_value() if isinstance(leaf, Variable) else leaf
+        return leaf.raw_value if isinstance(leaf, Variable) else leaf
 
     pick = extract_fn or extract
     pure: dict[Key, Any] = {}

@@ -59,6 +59,14 @@ class Uninferred:
             make = jax.vmap(make)
         return make(self.key)
 
+    def followed_by(self, change: Callable[[Any], Any]) -> "Uninferred":
+        """One whose value is changed when it is made."""
+
+        def initializer(*args: Any) -> Any:
+            return change(self.initializer(*args))
+
+        return dataclasses.replace(self, initializer=initializer)
+
     def __reduce__(self) -> Any:
         """For pickle and copy: JAX 0.9 cannot pickle keys itself."""
         rest = self.initializer, self.shape, self.dtype

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from . import frames
 from .arrays import array_repr, is_array, is_dynamic
+from .errors import name_of
 from .frames import everywhere
 from .metadata import Metadata, VariableMetadata, placed
 from .operators import ArrayOperators, value_of
@@ -67,8 +68,9 @@ class Variable(ArrayOperators, Generic[A]):
       [12.  4.  6.] three (3,)
     """
 
-    __slots__ = ("__weakref__", "_cell", "_home", "_metadata")
+    __slots__ = ("__weakref__", "_cell", "_home", "_initializer", "_metadata")
     _no_metadata: Metadata
+    _initializer: Any  # what a layer drew the value with; lost where values are loaded
 
     def __init__(self, value: A | VariableMetadata, **metadata: Any):
         if "_metadata" in metadata:  # from JAX, when it makes Variables of leaves
@@ -129,7 +131,19 @@ class Variable(ArrayOperators, Generic[A]):
             raise frames.ended(self) from None
 
     def set_raw_value(self, value: Any) -> None:
-        """Replaces what is stored."""
+        """Replaces what is stored.
+
+        Raises:
+          ValueError: if the Variable is frozen.
+        """
+        if self._metadata.is_frozen:
+            raise ValueError(
+                f"{name_of(self)} is frozen and cannot be written; nnx.unfreeze(model) "
+                "lets it be written again"
+            )
+        self._write(value)
+
+    def _write(self, value: Any) -> None:
         if frames.write(self, value):
             return
         old = self.raw_value
@@ -246,7 +260,10 @@ class Variable(ArrayOperators, Generic[A]):
         The stored value is shared, not copied: arrays are immutable.
         """
         value = self.raw_value if value is MISSING else value_of(value)
-        return type(self).from_metadata(value, {**self._metadata, **metadata})
+        new = type(self).from_metadata(value, {**self._metadata, **metadata})
+        if (initializer := getattr(self, "_initializer", None)) is not None:
+            set_initializer(new, initializer)
+        return new
 
     replace = copy
 
@@ -268,9 +285,17 @@ class Variable(ArrayOperators, Generic[A]):
         self.update_from_state(other)
 
     def update_from_state(self, other: "Variable[Any]") -> None:
-        """Takes over the raw value and metadata of `other`, of whatever kind."""
+        """Takes over the raw value and metadata of `other`, of whatever kind.
+
+        Raises:
+          ValueError: if this Variable is frozen and `other` is not.
+        """
+        value = other.raw_value
+        if not other._metadata.is_frozen:
+            self.raw_value = value
         self._change_metadata(other._metadata)
-        self.raw_value = other.raw_value
+        if other._metadata.is_frozen:
+            self._write(value)
 
     @property
     def type(self) -> type:
@@ -282,7 +307,7 @@ class Variable(ArrayOperators, Generic[A]):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         memo[id(self)] = new = self.copy()
-        new.raw_value = copy.deepcopy(self.raw_value, memo)
+        new._write(copy.deepcopy(self.raw_value, memo))
         return new
 
     def __reduce__(self) -> Any:
@@ -304,6 +329,7 @@ Variable._no_metadata = Metadata.of(Variable, {})
 _set_cell = Variable._cell.__set__
 _set_metadata = Variable._metadata.__set__
 _set_home = Variable._home.__set__
+set_initializer = Variable._initializer.__set__
 
 
 def _take_metadata(variable: Variable[Any], metadata: Metadata) -> None:

@@ -107,9 +107,9 @@ def _settle(variable: Any, shape: tuple[int, ...]) -> None:
     if recording is not None:
         recording.shapes[variable] = shape
         batch = () if value.key is None else value.key.shape
-        variable.raw_value = jnp.zeros(batch + shape, value.dtype)
+        variable._write(jnp.zeros(batch + shape, value.dtype))
     else:
-        variable.raw_value = value.made(shape)
+        variable._write(value.made(shape))
 
 
 def copy_sizes(own: Any, other: Any) -> None:

@@ -1,6 +1,9 @@
 """Policy: in which types layers hold, compute and promote; one object for a model."""
 
+import contextlib
 import dataclasses
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -41,6 +44,45 @@ class Policy:
     promote_dtype: PromoteDtype = promote_dtype
 
 
+class _Default(threading.local):
+    policy: Policy | None = None
+
+
+_default = _Default()
+_NO_POLICY = Policy()
+
+
+@contextlib.contextmanager
+def dtype_policy(
+    policy: Policy | None = None,
+    *,
+    param: DTypeLike = jnp.float32,
+    compute: DTypeLike | None = None,
+) -> Iterator[None]:
+    """A context in which layers are made with a policy that need not be handed down.
+
+    A policy that a layer is given, and arguments of its own, come first.
+
+    Args:
+        policy: the policy; or its two main entries:
+        param: the dtype of parameters.
+        compute: in which dtype to compute.
+
+    Example:
+        >>> import jax.numpy as jnp, nnxlite as nnx
+        >>> with nnx.dtype_policy(compute=jnp.bfloat16):
+        ...     layer = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        >>> layer(jnp.ones(2)).dtype, layer.kernel.dtype
+        (dtype(bfloat16), dtype('float32'))
+    """
+    around = _default.policy
+    _default.policy = policy or Policy(dtype=compute, param_dtype=param)
+    try:
+        yield
+    finally:
+        _default.policy = around
+
+
 def settle(policy: Policy, layer: Any, **given: Any) -> None:
     """Sets attributes of a layer: what is given, or where that is None, the policy's.
 
@@ -52,6 +94,8 @@ def settle(policy: Policy, layer: Any, **given: Any) -> None:
             f"{type(layer).__name__}: policy must be an nnx.Policy, such as nnx.Policy("
             f"dtype=jnp.bfloat16); got {policy!r}."
         )
+    if policy == _NO_POLICY and _default.policy is not None:
+        policy = _default.policy
     for name, value in given.items():
         setattr(layer, name, getattr(policy, name) if value is None else value)
 

@@ -12,7 +12,7 @@ from ..core.kinds import Param
 from ..core.module import Module
 from ..core.rngs import Rngs
 from ..core.uninferred import Uninferred, UninferredError
-from ..core.variable import Variable
+from ..core.variable import Variable, set_initializer
 from ..functional.kernels import configuration, frozen
 from .lazy import infer, is_lazy
 
@@ -70,7 +70,9 @@ class parameters:
         if not use:
             return None
         value = initial(initializer, self.rngs.params(), shape, self.dtype)
-        return self.kind(value, **metadata)
+        variable = self.kind(value, **metadata)
+        set_initializer(variable, initializer)
+        return variable
 
 
 def check_given(layer: Any, **sizes: Any) -> None:

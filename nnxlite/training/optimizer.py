@@ -64,8 +64,8 @@ class Optimizer(Pytree):
       model: a Module, a single Variable, or a list or dict of these.
       tx: an optax transformation; or a mapping from filters to transformations, for
         which the first filter that matches a Variable decides, None freezes.
-      wrt: which Variables of the model to optimise; the others are neither tracked
-        nor changed.
+      wrt: which Variables of the model to optimise; the others, and frozen ones, are
+        neither tracked nor changed.
 
     Attributes:
       model: what is optimised.
@@ -98,8 +98,9 @@ class Optimizer(Pytree):
         found = _selected(self.model, wrt)
         if not found:
             raise ValueError(
-                f"no Variable of {type(model).__name__} matches wrt={wrt!r}, so there "
-                "is nothing to optimise: pass another filter, wrt=..."
+                f"no Variable of {type(model).__name__} matches wrt={wrt!r} and is not "
+                "frozen, so there is nothing to optimise: pass another filter, "
+                "wrt=..., or nnx.unfreeze(model, ...)"
             )
         check_inferred(found, "nnx.Optimizer")
         if isinstance(tx, Mapping):
@@ -179,7 +180,8 @@ class Optimizer(Pytree):
             raise ValueError(
                 "the model has other parameters than when the optimizer was made: new "
                 f"are {', '.join(new[:8]) or 'none'}, gone are "
-                f"{', '.join(gone[:8]) or 'none'}. Make a new nnx.Optimizer for it"
+                f"{', '.join(gone[:8]) or 'none'}. Make a new nnx.Optimizer for it, "
+                "also after nnx.freeze or nnx.unfreeze"
             )
 
     @property
@@ -253,7 +255,9 @@ def _selected(model: Any, wrt: Filter) -> list[tuple[Path, Variable[Any]]]:
     return [
         (path, leaf)
         for path, leaf in zip(walk.paths, walk.leaves, strict=True)
-        if isinstance(leaf, Variable) and matches(path, leaf)
+        if isinstance(leaf, Variable)
+        and matches(path, leaf)
+        and not leaf._metadata.is_frozen
     ]
 
 
@@ -384,7 +388,7 @@ def _fitted(grads: Any, parameters: Mapping[Path, Any], model: Any) -> dict[Path
     }
     problems = [f"missing {format_path(p)}" for p in parameters if p not in given]
     for path in given.keys() & parameters.keys():
-        wanted, got = jnp.shape(parameters[path]), jnp.shape(given[path])
+        wanted, got = (jax.tree.map(jnp.shape, x[path]) for x in (parameters, given))
         if wanted != got:
             problems.append(f"{format_path(path)} has shape {got}, wants {wanted}")
     unknown = given.keys() - parameters.keys()

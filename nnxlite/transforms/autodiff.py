@@ -17,6 +17,7 @@ from ..core.arrays import is_array, is_dynamic
 from ..core.errors import title_of
 from ..core.filters import to_predicate
 from ..core.graph import Taking, taken
+from ..core.interception import current
 from ..core.kinds import Param
 from ..core.module import Pytree, is_data, key_of
 from ..core.operators import value_of
@@ -251,6 +252,8 @@ def _part(
         if not matches(place[1:], value) or id(value) in differentiated:
             continue
         if isinstance(value, Variable):
+            if value._metadata.is_frozen:
+                continue
             if not allow_int:
                 _check_is_float(value.raw_value, place)
             differentiated[id(value)] = place
@@ -384,7 +387,7 @@ def value_and_grad(  # pyright: ignore[reportInconsistentOverload]
 
         def run(values: Any) -> tuple[Any, Departure]:
             with Visit(title, plain=primals.plain) as visit:
-                result = function(*primals.show(visit, values), **kwargs)
+                result = current(function)(*primals.show(visit, values), **kwargs)
                 value, aux = (
                     _value_and_aux(result, title) if has_aux else (result, None)
                 )
@@ -442,8 +445,9 @@ def grad(  # pyright: ignore[reportInconsistentOverload]
 
     The gradient of an object is a State of the Variables that the filter selects,
     `Param`s by default, holding gradients; of a Variable a Variable; of an array an
-    array; of a container the container of these. A Variable that is reached twice has
-    one entry, with the sum. What the loss changes on the way is applied once.
+    array; of a container the container of these. Frozen Variables have none. A Variable
+    that is reached twice has one entry, with the sum. What the loss changes on the way
+    is applied once.
 
     Args:
       f: the loss; without it, returns a decorator.

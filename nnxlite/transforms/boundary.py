@@ -467,7 +467,7 @@ def apply(
         return name if objects is None else objects[name]
 
     for name, value in zip(record.written, values, strict=True):
-        named(name).raw_value = value
+        named(name)._write(value)  # frozen or not: it could be written inside
     for name, metadata in record.metadata:
         named(name)._change_metadata(metadata)
     for name, (items, form) in zip(record.changed, new_contents, strict=True):

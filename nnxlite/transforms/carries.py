@@ -102,7 +102,7 @@ class Loop:
     def _finished(self, arrays: Any, values: Any, held: Any) -> Any:
         after = self.packing.unpacked(values)
         for variable, value in zip(self.variables, after, strict=True):
-            variable.raw_value = value
+            variable._write(value)
         rest = iter(held)
         for holder in self.holders:
             holder.write(rest)

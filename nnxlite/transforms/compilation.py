@@ -14,7 +14,8 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import jax
 
-from ..core.errors import HiddenError, title_of
+from ..core import interception
+from ..core.errors import HiddenError, raise_own, title_of
 from ..core.frames import NO_TRACE, everywhere, is_outermost, neutral_level
 from ..core.variable import MISSING
 from ..core.workarounds import get_opaque_trace_state
@@ -70,6 +71,9 @@ class Jitted(Generic[P, R]):
         )
         self._prepares = bool(self._args or self._kwargs or self._static)
         self._plans = Plans(lambda: Program(self))
+        self.most_traces: int | None = None
+        self._traces: list[dict[str, str]] = []
+        self._trace_count = 0
         self._view: View | None = None
         self._tokens: dict[Hashable, object] = {}
 
@@ -80,7 +84,47 @@ class Jitted(Generic[P, R]):
             kwargs = {
                 k: x.value if isinstance(x, Constant) else x for k, x in kwargs.items()
             }
-        return self.function(*args, **kwargs)
+        return interception.current(self.function)(*args, **kwargs)
+
+    def count_trace(self, seen: dict[str, str]) -> None:
+        """Must be called before each trace, with what it sees.
+
+        Raises:
+          RuntimeError: if there are more traces than are allowed.
+        """
+        self._traces = [*self._traces[-1:], seen]
+        self._trace_count += 1
+        most = self.most_traces
+        if most is not None and self._trace_count > most:
+            raise RuntimeError(f"only {most} traces are allowed. {self.explained()}")
+
+    def constants_seen(self) -> dict[str, str]:
+        """What else the function sees, by name, as text."""
+        view = self._view
+        assert view is not None
+        return {
+            f"the constant {name!r}": repr(key[1])
+            if isinstance(key, tuple) and len(key) == 2
+            else f"{key[0].__name__} {hash(key):x}"
+            if isinstance(key, tuple) and key and isinstance(key[0], type)
+            else f"{type(key).__name__} {hash(key):x}"
+            for (_, name), key in view.constants
+        }
+
+    def explained(self) -> str:
+        """What changed between the last two traces."""
+        text = f"{self.title} was traced {self._trace_count} times."
+        if len(self._traces) < 2:
+            return text
+        old, new = self._traces
+        lines = [
+            f"  {name}: {old.get(name, 'nothing')} -> {new.get(name, 'nothing')}"
+            for name in sorted({**old, **new})
+            if old.get(name) != new.get(name)
+        ]
+        if not lines:
+            lines = ["  nothing that the function sees: JAX has dropped its program"]
+        return "\n".join([f"{text} Between the last two changed:", *lines])
 
     def sharded_positions(self, count: int) -> list[int]:
         """Of `count` positional arguments those that are the user's and not static."""
@@ -95,6 +139,8 @@ class Jitted(Generic[P, R]):
             ignored = view.ignored if view is not None else frozenset()
             view = self._view = View(self.function, self._tokens, ignored)
         captured, constants = view.look()
+        if others := interception.seen():
+            captured = [*captured, *others]
         return Opened(args, kwargs, captured, constants, view.ignored)
 
     def _prepared(
@@ -123,6 +169,9 @@ class Jitted(Generic[P, R]):
                 departure = program(plan, opened, values)
         except jax.errors.JAXTypeError as error:
             program.explain(error, plan, opened)
+            raise
+        except jax.errors.JaxRuntimeError as error:
+            raise_own(error)
             raise
         finally:
             stack.pop()

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from ..core.arrays import NUMBER_TYPES, is_array, is_dynamic
 from ..core.errors import HiddenError, title_of
 from ..core.frames import is_outermost
+from ..core.interception import current
 from ..core.paths import Path
 from ..core.variable import MISSING, Variable
 from .autodiff import Primals
@@ -83,7 +84,7 @@ def _pure(
 
     def run(*values: Any) -> tuple[Any, Departure]:
         with Visit(title_of(transform, f), plain=primals.plain) as visit:
-            returned = f(*primals.show(visit, values))
+            returned = current(f)(*primals.show(visit, values))
             value, aux = returned if has_aux else (returned, None)
             return result.opened(value, visit.frame.made), visit.depart(aux)
 

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ..core import frames
+from ..core import frames, interception
 from ..core.arrays import is_dynamic
 from ..core.frames import everywhere
 from ..core.graph import Taking
@@ -112,7 +112,9 @@ class Opened:
 
     def with_view(self, view: View) -> "Opened":
         """The same arguments with another view of the surroundings."""
-        return Opened(self.args, self.kwargs, *view.look(), view.ignored)
+        captured, constants = view.look()
+        captured = [*captured, *interception.seen()]
+        return Opened(self.args, self.kwargs, captured, constants, view.ignored)
 
     def _sort(self, values: Iterable[Any], key: list[Any]) -> None:
         for value in values:

@@ -16,15 +16,16 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
+from ..core.arrays import is_dynamic
 from ..core.errors import name_of
 from ..core.frames import Frame
-from ..core.graph import Taking
-from ..core.module import key_of
+from ..core.graph import Taking, descriptions, taken
+from ..core.module import Pytree, key_of
 from ..core.paths import format_path
 from ..core.variable import Variable
 from .boundary import Departure, Visit
 from .captures import positional_parameters
-from .leaves import DYNAMIC, flatten, flatten_with_path, kind_of
+from .leaves import DYNAMIC, Constant, flatten, flatten_with_path, kind_of
 from .plans import Input, Opened, Plan
 from .prefixes import label_of, object_labels
 
@@ -182,6 +183,7 @@ class Program:
                 return jax.tree.unflatten(jax.tree.structure(traced.out_info), results)
         self.was_traced = True
         plan, opened = calls.stack[-1]
+        self.owner.count_trace(self._seen(plan, opened, values))
         known = plan.known(opened)
         needs_inputs = self.renewed is not None or self.shardings is not None
         inputs = plan.inputs(opened) if needs_inputs else []
@@ -193,6 +195,35 @@ class Program:
                 result = _sharded(result, self.owner.out_shardings)
             self._settle(visit.frame, inputs)
             return visit.depart(result)
+
+    def _seen(
+        self, plan: Plan, opened: Opened, values: Sequence[Any]
+    ) -> dict[str, str]:
+        """What this trace depends on, by name: what a later one is compared with."""
+        seen: dict[str, str] = {}
+        rest = iter(values[len(values) - len(opened.dynamic) :])
+        rooted: dict[int, str] = {}
+        for (_, *keys), leaf in flatten_with_path((opened.args, opened.kwargs)):
+            argument, *path = map(key_of, keys)
+            name = format_path(tuple(path), root=self._parameter(argument))
+            if kind_of(leaf) == DYNAMIC:
+                seen[name] = _text_of(next(rest))
+            elif isinstance(leaf, (Pytree, Variable)):
+                rooted[id(leaf)] = name
+            else:
+                leaf = leaf.value if isinstance(leaf, Constant) else leaf
+                seen[name] = str(getattr(leaf, "__name__", repr(leaf)))
+        for number, obj in enumerate((*opened.nodes, *opened.loose)):
+            name = rooted.get(id(obj), f"{type(obj).__name__} {number} that it sees")
+            walk = taken(obj)
+            seen |= {
+                format_path(path, root=name): text
+                for path, text in descriptions(walk.records)
+            }
+            for path, value in zip(walk.paths, walk.values, strict=True):
+                shapes = jax.tree.map(_text_of, value)
+                seen[format_path(path, root=name)] += f", {shapes}"
+        return seen | self.owner.constants_seen()
 
     def _settle(self, frame: Frame, inputs: Sequence[Input]) -> None:
         """Renews what is donated, and keeps written Variables in their sharding."""
@@ -207,6 +238,10 @@ class Program:
                 value = frame.values[variable]
                 value = jax.lax.with_sharding_constraint(value, sharding)
                 frame.values[variable] = value
+
+
+def _text_of(value: Any) -> str:
+    return str(jax.typeof(value)) if is_dynamic(value) else repr(value)
 
 
 def _parted(values: Iterable[Any], donated: Iterable[bool]) -> tuple[list[Any], ...]:
@@ -281,7 +316,7 @@ def _sharded(result: Any, shardings: Any) -> Any:
                 sharding = label_of(shardings, place, inner, "out_shardings")
                 if sharding is not None:
                     value = jax.lax.with_sharding_constraint(inner.raw_value, sharding)
-                    inner.raw_value = value
+                    inner._write(value)
         return leaf
 
     leaves, treedef = flatten(result)

@@ -14,6 +14,7 @@ from jax.extend.core import ClosedJaxpr
 
 from ..core.errors import title_of
 from ..core.graph import Putting, Taking
+from ..core.interception import current
 from ..core.metadata import placed
 from ..core.variable import MISSING
 from .boundary import Departure, Visit, apply
@@ -54,7 +55,7 @@ def eval_shape(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             dynamic = plan.show(visit, opened, values)
             args, kwargs = opened.arguments(dynamic)
             walk = Taking()
-            walk.take(function(*args, **kwargs))
+            walk.take(current(function)(*args, **kwargs))
             made.append(walk)
             return walk.values
 
@@ -110,7 +111,7 @@ def make_jaxpr(  # pyright: ignore[reportInconsistentOverload]
             with Visit(title_of("nnx.make_jaxpr", f), None, opened.plain) as visit:
                 args, kwargs = opened.arguments(plan.show(visit, opened, values))
                 args = [x.value if isinstance(x, Constant) else x for x in args]
-                return visit.depart(function(*args, **kwargs))
+                return visit.depart(current(function)(*args, **kwargs))
 
         return jax.make_jaxpr(run)(*arrays)
 

@@ -1,0 +1,182 @@
+"""One file for one model: safetensors, with the paths of the Variables as names.
+
+Any program that reads safetensors reads the arrays. What the format has no word for is
+in the file's metadata: random keys, which are stored as their data, values that are no
+arrays, as JSON. A file says what a model holds, not what it is: loading needs a model,
+or its shapes, to load into.
+"""
+
+import json
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..core.arrays import is_array
+from ..core.filters import All, Filter, to_predicate
+from ..core.graph import taken
+from ..core.paths import Path, format_path
+from ..core.splitting import clone
+from ..core.state import State
+from ..core.variable import Variable
+from ..surgery.paths import as_path, dotted
+from ..surgery.states import load_state
+
+_HELD = frozenset(
+    "bool bfloat16 float16 float32 float64 complex64 int8 int16 int32 int64".split()
+    + "uint8 uint16 uint32 uint64".split()
+)
+
+
+def save(file: str | os.PathLike[str], model: Any, only: Filter = ...) -> None:
+    """Saves the values of a model in one file.
+
+    Variables with the metadata `persistent=False` are left out. The file is written
+    under another name first, so that a file that was there stays whole.
+
+    Args:
+      file: its name; it is a safetensors file, whatever its ending.
+      model: a Module, a State, an Optimizer, or a pytree of them.
+      only: which Variables.
+
+    Raises:
+      ImportError: if the package safetensors is missing.
+      TypeError: naming a value that is neither array nor JSON, or a path that files
+        cannot hold.
+
+    Example:
+      >>> import os, tempfile, nnxlite as nnx
+      >>> file = os.path.join(tempfile.mkdtemp(), 'model.nnx')
+      >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+      >>> nnx.save(file, model)
+      >>> other = nnx.load(file, like=nnx.Linear(2, 3, rngs=nnx.Rngs(1)))
+      >>> bool((other.kernel == model.kernel).all())
+      True
+    """
+    tensors: dict[str, Any] = {}
+    notes: dict[str, str] = {}
+    for path, leaf in _leaves(model, All(only, _is_kept)):
+        name = _name(path)
+        value = leaf.raw_value if isinstance(leaf, Variable) else leaf
+        arrays = jax.tree.leaves(value)
+        if is_array(value):
+            tensors[name], note = _plain(value, path)
+        elif arrays and all(map(is_array, arrays)):
+            note = {"leaves": len(arrays)}
+            for number, array in enumerate(arrays):
+                tensors[f"{name}/{number}"], _ = _plain(array, path)
+        else:
+            note = {"value": value}
+        if note:
+            notes[name] = _json(note, path)
+    name = os.fspath(file)
+    _safetensors().numpy.save_file(tensors, f"{name}.part", notes)
+    os.replace(f"{name}.part", name)
+
+
+def load(file: str | os.PathLike[str], like: Any, *, strict: bool = True) -> Any:
+    """Loads a file that `save` has written.
+
+    Args:
+      file: its name.
+      like: a model of the structure that was saved, also one of `nnx.eval_shape`;
+        values get its dtypes and shardings.
+      strict: whether the file must have everything that the model has, and nothing
+        else. Variables with `persistent=False` stay as they are in any case.
+
+    Returns:
+      a new model: `like` with the values of the file.
+
+    Raises:
+      ImportError: if the package safetensors is missing.
+      ValueError: with everything that does not fit.
+
+    Example:
+      >>> import os, tempfile, nnxlite as nnx
+      >>> file = os.path.join(tempfile.mkdtemp(), 'count.nnx')
+      >>> nnx.save(file, nnx.Dict(count=nnx.Variable(3)))
+      >>> nnx.load(file, like=nnx.Dict(count=nnx.Variable(0))).count.value
+      3
+    """
+    with _safetensors().safe_open(file, framework="flax") as opened:
+        notes = opened.metadata() or {}
+        arrays = {name: opened.get_tensor(name) for name in opened.keys()}
+    model = clone(like)
+    leaves = {_name(path): (path, leaf) for path, leaf in _leaves(model, ...)}
+    found: dict[Path, Any] = {}
+    for name, text in notes.items():
+        path, leaf = leaves.get(name, (as_path(name), None))
+        note = json.loads(text)
+        if "key" in note:
+            found[path] = jax.random.wrap_key_data(arrays.pop(name), impl=note["key"])
+        elif "dtype" in note:
+            found[path] = np.asarray(arrays.pop(name)).view(note["dtype"])
+        elif "leaves" in note:
+            parts = [arrays.pop(f"{name}/{n}") for n in range(note["leaves"])]
+            treedef = jax.tree.structure(getattr(leaf, "raw_value", leaf))
+            fits = treedef.num_leaves == len(parts)
+            found[path] = treedef.unflatten(parts) if fits else parts
+        else:
+            found[path] = note["value"]
+    for name, array in arrays.items():
+        found[leaves[name][0] if name in leaves else as_path(name)] = array
+    for path, leaf in leaves.values():
+        if not _is_kept(path, leaf):
+            found.setdefault(path, leaf)
+    load_state(model, State.from_pairs(found.items()), strict=strict)
+    return model
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise ImportError(
+            "nnx.save and nnx.load need the package safetensors: "
+            "pip install 'nnxlite[checkpoint]'"
+        ) from None
+    return safetensors
+
+
+def _leaves(model: Any, only: Filter) -> list[tuple[Path, Any]]:
+    matches, walk = to_predicate(only), taken(model)
+    pairs = zip(walk.paths, walk.leaves, strict=True)
+    return [(path, leaf) for path, leaf in pairs if matches(path, leaf)]
+
+
+def _is_kept(path: Path, leaf: Any) -> bool:
+    return not isinstance(leaf, Variable) or leaf.get_metadata("persistent", True)
+
+
+def _name(path: Path) -> str:
+    if any(isinstance(key, str) and set(key) & set(".[]/") for key in path):
+        raise TypeError(
+            f"a file cannot have {format_path(path)!r}: its keys must have no dots, "
+            "brackets or slashes"
+        )
+    return dotted(path)
+
+
+def _plain(array: Any, path: Path) -> tuple[Any, dict[str, Any]]:
+    """An array of a dtype that the format holds, and a note of what it stands for."""
+    if isinstance(array, jax.ShapeDtypeStruct):
+        raise TypeError(f"{format_path(path)!r} has a shape but no value to save")
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        note = {"key": str(jax.random.key_impl(array))}
+        return np.asarray(jax.random.key_data(array)), note
+    array, dtype = np.asarray(array), str(array.dtype)
+    if dtype in _HELD:
+        return np.require(array, requirements="C"), {}
+    return np.require(array, requirements="C").view(np.uint8), {"dtype": dtype}
+
+
+def _json(note: Any, path: Path) -> str:
+    try:
+        return json.dumps(note)
+    except TypeError:
+        raise TypeError(
+            f"{format_path(path)!r} holds what a file cannot, {note}: leave it out "
+            "with the metadata persistent=False"
+        ) from None

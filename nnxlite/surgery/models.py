@@ -1,0 +1,283 @@
+"""Whole models: cast, placed, initialized anew, adapted, cleaned up."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from ..core.arrays import is_array
+from ..core.changes import change, pop
+from ..core.filters import All, Filter, to_predicate
+from ..core.graph import taken
+from ..core.kinds import Param
+from ..core.module import iter_nodes
+from ..core.paths import Path, format_path
+from ..core.rngs import Rngs
+from ..core.uninferred import Uninferred
+from ..core.variable import Variable
+from ..layers.linear import Linear
+from ..layers.lora import LoRA, LoRALinear
+from .selection import select
+
+
+def _variables(model: Any, only: Filter, verb: str) -> list[tuple[Path, Variable[Any]]]:
+    """The Variables that match; at least one."""
+    matches, walk = to_predicate(only), taken(model)
+    pairs = zip(walk.paths, walk.leaves, strict=True)
+    found = [(p, x) for p, x in pairs if isinstance(x, Variable) and matches(p, x)]
+    if not found:
+        raise ValueError(
+            f"nnx.{verb}: no Variable of {type(model).__name__} matches {only!r}"
+        )
+    return found
+
+
+def cast(model: Any, dtype: DTypeLike, only: Filter = ...) -> None:
+    """Casts the floats of a model to a dtype, in place.
+
+    Integers, bools and random keys stay as they are.
+
+    Args:
+      model: a Module or a pytree of them.
+      dtype: a floating dtype.
+      only: which Variables.
+
+    Raises:
+      TypeError: if the dtype is no floating one.
+      ValueError: if nothing matches.
+
+    Example:
+      >>> import jax.numpy as jnp, nnxlite as nnx
+      >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+      >>> nnx.cast(model, jnp.bfloat16)
+      >>> model.kernel.dtype
+      dtype(bfloat16)
+    """
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(f"nnx.cast: {dtype!r} is no floating dtype, as jnp.bfloat16 is")
+
+    def converted(x: Any) -> Any:
+        is_float = is_array(x) and jnp.issubdtype(x.dtype, jnp.floating)
+        return x.astype(dtype) if is_float else x
+
+    for _, variable in _variables(model, only, "cast"):
+        variable._write(jax.tree.map(converted, variable.raw_value))
+
+
+def device_put(model: Any, where: Any, only: Filter = ...) -> None:
+    """Puts the arrays of a model on a device or into a sharding, in place.
+
+    Args:
+      model: a Module or a pytree of them.
+      where: a device or sharding, see `jax.device_put`; or a function of path and
+        Variable that gives one, or None to leave the Variable where it is.
+      only: which Variables.
+
+    Raises:
+      ValueError: if nothing matches.
+
+    Example:
+      >>> import jax, nnxlite as nnx
+      >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+      >>> nnx.device_put(model, jax.devices()[0])
+      >>> model.kernel.devices() == {jax.devices()[0]}
+      True
+    """
+    for path, variable in _variables(model, only, "device_put"):
+        place = where(path, variable) if callable(where) else where
+        if place is not None:
+            variable._write(jax.device_put(variable.raw_value, place))
+
+
+def reinit(
+    model: Any,
+    rngs: Rngs,
+    only: Filter = Param,
+    *,
+    init: Callable[..., Any] | None = None,
+) -> None:
+    """Draws parameters anew, in place, with the initializers of their layers.
+
+    Args:
+      model: a Module or a pytree of them.
+      rngs: gives one key of the stream `params` for each parameter, in sorted order.
+      only: which Variables.
+      init: an initializer `(key, shape, dtype)` in place of the layers' own.
+
+    Raises:
+      ValueError: if nothing matches, or, with the paths, for Variables of which no
+        initializer is known: no layer of nnxlite made them, or they were loaded or
+        stacked. Nothing is changed then.
+
+    Example:
+      >>> import nnxlite as nnx
+      >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+      >>> before = model.kernel.value
+      >>> nnx.reinit(model, nnx.Rngs(1))
+      >>> bool((before == model.kernel.value).any())
+      False
+    """
+    found = _variables(model, only, "reinit")
+    unknown = [
+        format_path(p) for p, v in found if init is None and _initializer(v) is None
+    ]
+    frozen = [format_path(p) for p, v in found if v._metadata.is_frozen]
+    if unknown or frozen:
+        raise ValueError(
+            "nnx.reinit: "
+            + (
+                f"no initializer known of {', '.join(unknown)}: pass init="
+                if unknown
+                else ""
+            )
+            + (f"{', '.join(frozen)} frozen: unfreeze first" if frozen else "")
+        )
+    for _, variable in found:
+        old = variable.raw_value
+        draw: Any = init or _initializer(variable)
+        key = rngs.params()
+        if isinstance(old, Uninferred):
+            variable.raw_value = Uninferred(key, draw, old.shape, old.dtype)
+        else:
+            variable.value = draw(key, old.shape, old.dtype)
+
+
+def _initializer(variable: Variable[Any]) -> Callable[..., Any] | None:
+    return getattr(variable, "_initializer", None)
+
+
+def apply(model: Any, function: Callable[[Any], Any], only: Filter = ...) -> None:
+    """Calls a function with every Module of a model, children first.
+
+    Example:
+      >>> import nnxlite as nnx
+      >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Dropout(0.5))
+      >>> nnx.apply(model, lambda dropout: setattr(dropout, 'rate', 0.1), nnx.Dropout)
+      >>> model.layers[1].rate
+      0.1
+    """
+    matches = to_predicate(only)
+    for path, node in list(iter_nodes(model)):
+        if matches(path, node):
+            function(node)
+
+
+@contextlib.contextmanager
+def temporary(model: Any, *filters: Filter) -> Iterator[None]:
+    """A context after which the Variables are gone that were made in it.
+
+    Args:
+      model: a Module or a pytree of them.
+      *filters: which of the new Variables go, by default all.
+
+    Example:
+      >>> import jax.numpy as jnp, nnxlite as nnx
+      >>> class Net(nnx.Module):
+      ...     def __call__(self, x):
+      ...         self.seen = nnx.Intermediate(x)
+      ...         return x
+      >>> net = Net()
+      >>> with nnx.temporary(net, nnx.Intermediate):
+      ...     y = net(jnp.ones(2))
+      >>> hasattr(net, 'seen')
+      False
+    """
+    before = {id(leaf): leaf for leaf in taken(model).leaves}
+    try:
+        yield
+    finally:
+        pop(model, All(Variable, filters or ..., lambda _, x: id(x) not in before))
+
+
+def loraify(model: Any, *filters: Filter, rank: int, rngs: Rngs) -> None:
+    """Puts a low-rank map beside every `Linear` that matches, and freezes all others.
+
+    What the model computes does not change before the maps are trained. All Params but
+    those of the maps are frozen, so that `nnx.grad` and `nnx.Optimizer` leave them out.
+
+    Args:
+      model: a Module; its Linears are replaced by `LoRA`s around them.
+      *filters: which Linears, by default all.
+      rank: see `LoRA`.
+      rngs: gives the keys.
+
+    Raises:
+      ValueError: if no Linear matches.
+
+    Example:
+      >>> import nnxlite as nnx
+      >>> rngs = nnx.Rngs(0)
+      >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=rngs), nnx.relu)
+      >>> nnx.loraify(model, rank=1, rngs=rngs)
+      >>> [name for name, _ in nnx.named_parameters(model, nnx.trainable)]
+      ['layers.0.lora_a', 'layers.0.lora_b']
+    """
+    found = select(model, All(Linear, filters or ...))
+    if not found:
+        linears = [format_path(path) for path, _ in select(model, Linear)]
+        raise ValueError(
+            f"nnx.loraify: no Linear of {type(model).__name__} matches "
+            f"{filters or ...!r}; there are Linears at {linears}"
+        )
+
+    def adapted(linear: Any) -> LoRA:
+        return LoRA(
+            linear.in_features,
+            rank,
+            linear.out_features,
+            base_module=linear,
+            dtype=linear.dtype,
+            param_dtype=linear.param_dtype,
+            rngs=rngs,
+        )
+
+    for _, variable in _variables(model, Param, "loraify"):
+        variable.set_metadata(frozen=True)
+    found.wrap(adapted)
+
+
+def merge_lora(model: Any) -> None:
+    """Adds the low-rank maps to the kernels beside them and takes the maps away.
+
+    What the model computes stays the same up to rounding; what was frozen still is.
+
+    Raises:
+      ValueError: if there is no `LoRA` around a layer with a kernel.
+
+    Example:
+      >>> import nnxlite as nnx
+      >>> rngs = nnx.Rngs(0)
+      >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=rngs), nnx.relu)
+      >>> nnx.loraify(model, rank=1, rngs=rngs)
+      >>> nnx.merge_lora(model)
+      >>> type(model.layers[0]).__name__
+      'Linear'
+    """
+    found = select(model, LoRALinear | LoRA).where(_is_over_kernel)
+    if not found:
+        raise ValueError(
+            f"nnx.merge_lora: {type(model).__name__} has no LoRA around a layer with a "
+            "kernel, as nnx.loraify makes them"
+        )
+    found.wrap(_merged)
+
+
+def _is_over_kernel(path: Path, layer: Any) -> bool:
+    return isinstance(
+        getattr(getattr(layer, "base_module", layer), "kernel", None), Param
+    )
+
+
+def _merged(layer: Any) -> Any:
+    if isinstance(layer, LoRALinear):
+        lora, base = layer.lora, Linear.__new__(Linear)
+        items = layer._nnx_items()
+        change(base, {key: x for key, x in items.items() if key != "lora"})
+    else:
+        lora, base = layer, layer.base_module
+    product = lora.lora_a.value @ lora.lora_b.value
+    base.kernel._write(base.kernel.value + product.astype(base.kernel.dtype))
+    return base

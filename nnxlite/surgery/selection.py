@@ -1,0 +1,287 @@
+"""`at` and `select`: many places of a model at once, to read and to change.
+
+A selection remembers paths. Whatever it does is checked for all of them first. An
+object that is held in several places is one place for values, and is replaced in all.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+from ..core.changes import change, misfit
+from ..core.filters import Filter, to_predicate
+from ..core.iteration import iter_graph
+from ..core.module import Pytree, children_of, is_data, is_leaf
+from ..core.paths import Path, format_path
+from ..core.splitting import clone
+from ..core.variable import Variable
+from .paths import as_path, child, get_path
+
+M = TypeVar("M")
+
+
+class Selection(Generic[M]):
+    """Places of a model, as `at` and `select` give them.
+
+    Methods that change something return the model: the one given, or the copy.
+
+    Attributes:
+      paths: where the places are, each object once.
+    """
+
+    def __init__(self, model: M, paths: Sequence[Path], copy: bool):
+        self.paths = tuple(dict.fromkeys(paths))
+        self._model = model
+        self._copy = copy
+        self._shares = False  # whether the Variables are another model's too
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[tuple[Path, Any]]:
+        return ((path, get_path(self._model, path)) for path in self.paths)
+
+    def __repr__(self) -> str:
+        return f"Selection({', '.join(map(format_path, self.paths))})"
+
+    def get(self) -> list[Any]:
+        """What is at the places: Modules, Variables, arrays, static values."""
+        return [value for _, value in self]
+
+    def where(self, filter: Filter) -> "Selection[M]":
+        """Those of the places that match a filter too."""
+        matches = to_predicate(filter)
+        paths = [path for path, value in self if matches(path, value)]
+        return Selection(self._model, paths, self._copy)
+
+    def count(self, expected: int | None = None) -> int:
+        """How many places there are.
+
+        Raises:
+          ValueError: if that is another number than expected.
+        """
+        if expected is not None and len(self) != expected:
+            raise ValueError(
+                f"selected {len(self)} places of {type(self._model).__name__}, not "
+                f"{expected}: {', '.join(map(format_path, self.paths[:12])) or 'none'}"
+            )
+        return len(self)
+
+    def set(self, value: Any) -> M:
+        """Gives every place this value; a Variable takes an array as its value."""
+        return self.apply(lambda _: value)
+
+    def apply(self, function: Callable[[Any], Any]) -> M:
+        """Gives every place what the function makes of its value.
+
+        Raises:
+          ValueError: naming the places at which the shape would change.
+        """
+        here = self._opened()
+        values = [x.get_value() if isinstance(x, Variable) else x for x in here.get()]
+        return here._write([function(value) for value in values])
+
+    def set_each(self, values: Sequence[Any]) -> M:
+        """Gives each place its own value, in the order of `paths`."""
+        if len(values) != len(self):
+            raise ValueError(f"{len(values)} values for {len(self)} places: {self!r}")
+        return self._opened()._write(list(values))
+
+    def replace(self, new: Any) -> M:
+        """Puts another object at every place; a function is called for each.
+
+        Args:
+          new: a Module or Variable; or a function of what is there, as `wrap`.
+        """
+        if isinstance(new, (Variable, Pytree)) or not callable(new):
+            return self.wrap(lambda _: new)
+        return self.wrap(new)
+
+    def wrap(self, wrapper: Callable[[Any], Any]) -> M:
+        """Puts `wrapper(object)` where each object was."""
+        here = self._opened()
+        return here._put([wrapper(x) for x in here.get()])
+
+    def remove(self) -> M:
+        """Removes attributes, list elements and dict entries."""
+        return self._opened()._put([_REMOVED] * len(self))
+
+    def _opened(self) -> "Selection[M]":
+        """The same places in the model that is to be changed."""
+        if not self._copy:
+            return self
+        own = Selection(clone(self._model, variables=False), self.paths, False)
+        own._shares = True
+        return own
+
+    def _write(self, values: list[Any]) -> M:
+        olds, problems = self.get(), []
+        objects = (Variable, Pytree)
+        for path, old, new in zip(self.paths, olds, values, strict=True):
+            if isinstance(old, Variable) and not isinstance(new, objects):
+                problem = misfit(old.get_value(), new)
+                if problem is None and old._metadata.is_frozen and not self._shares:
+                    problem = "is frozen (nnx.unfreeze lets it be written)"
+                if problem is not None:
+                    problems.append(f"{format_path(path)} {problem}")
+        if problems:
+            raise ValueError(f"nothing was set: {'; '.join(problems)}")
+        news: list[Any] = []
+        for old, new in zip(olds, values, strict=True):
+            if not isinstance(old, Variable) or isinstance(new, objects):
+                news.append(new)
+            else:
+                target = old.copy() if self._shares else old
+                target._write(_fitted(old, new))
+                news.append(target)
+        return self._put(news)
+
+    def _put(self, news: Sequence[Any]) -> M:
+        """Puts objects at the places, and wherever else the old ones are held."""
+        model = self._model
+        by_id, by_path = {}, {}
+        for path, old, new in zip(self.paths, self.get(), news, strict=True):
+            if path == () and new is not old:
+                raise ValueError(
+                    "the model itself cannot be replaced: use `wrapper(m)`"
+                )
+            if isinstance(old, (Variable, Pytree)):
+                by_id[id(old)] = (old, new)
+            else:
+                by_path[path] = new
+        changes = []
+        for path, owner in iter_graph(model):
+            items = {} if is_leaf(owner) else children_of(owner)
+            after = {
+                key: by_path.get((*path, key), by_id.get(id(x), (x, x))[1])
+                for key, x in items.items()
+            }
+            if all(after[key] is items[key] for key in items):
+                continue
+            if not isinstance(owner, Pytree):
+                raise ValueError(
+                    f"cannot change the {type(owner).__name__} at "
+                    f"{format_path(path)!r}: hold its elements in a list"
+                )
+            changes.append((owner, _kept(owner, after)))
+        for owner, after in changes:
+            change(owner, after)
+        return model
+
+
+_REMOVED: Any = type("Removed", (), {})()
+
+
+def _kept(owner: Pytree, items: dict[Any, Any]) -> dict[Any, Any]:
+    """The items without those removed; the elements of a list move up."""
+    if not isinstance(owner, list):
+        return {key: x for key, x in items.items() if x is not _REMOVED}
+    elements = [x for k, x in items.items() if isinstance(k, int) and x is not _REMOVED]
+    rest = {k: x for k, x in items.items() if not isinstance(k, int)}
+    return {**dict(enumerate(elements)), **rest}
+
+
+def _fitted(variable: Variable[Any], value: Any) -> Any:
+    """What `variable[...] = value` would store."""
+    fitting = variable.copy(frozen=False)
+    fitting[...] = value
+    return fitting.raw_value
+
+
+def select(model: M, filter: Filter = ..., *, copy: bool = False) -> Selection[M]:
+    """Selects the Modules, Variables and arrays of a model that match a filter.
+
+    Args:
+      model: a Module or a pytree of them.
+      filter: a class, `PathContains`, or any other filter.
+      copy: whether changes are made to a copy, which shares what does not change.
+
+    Example:
+      >>> import jax.numpy as jnp, nnxlite as nnx
+      >>> make = lambda n, m: nnx.Linear(n, m, rngs=nnx.Rngs(0))
+      >>> model = nnx.Sequential(make(2, 3), make(3, 4))
+      >>> model = nnx.select(model, nnx.PathContains('bias')).apply(lambda x: x + 1)
+      >>> model.layers[1].bias.value
+      Array([1., 1., 1., 1.], dtype=float32)
+      >>> wrapped = lambda layer: nnx.Sequential(layer, nnx.relu)
+      >>> nnx.select(model, nnx.Linear).wrap(wrapped).layers[0].layers[1].__name__
+      'relu'
+      >>> nnx.select(model, nnx.Linear).count(2)
+      2
+    """
+    matches = to_predicate(filter)
+    paths = [p for p, x in iter_graph(model) if p and is_data(x) and matches(p, x)]
+    return Selection(model, paths, copy)
+
+
+def at(model: M, where: Any, *, copy: bool = True) -> Selection[M]:
+    """Selects places by name: `nnx.at(model, lambda m: m.head.kernel).set(w)`.
+
+    Args:
+      model: a Module or a pytree of them.
+      where: a function that is given the model and returns a place, or several in a
+        tuple or list; or a path, or a list of paths.
+      copy: whether changes are made to a copy, which shares what does not change. To
+        change one place of the model itself, assign to it.
+
+    Raises:
+      ValueError: if a place does not exist, with the nearest path.
+
+    Example:
+      >>> import jax.numpy as jnp, nnxlite as nnx
+      >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+      >>> other = nnx.at(model, lambda m: m.layers[0].bias).set(jnp.ones(3))
+      >>> other.layers[0].bias.value, model.layers[0].bias.value
+      (Array([1., 1., 1.], dtype=float32), Array([0., 0., 0.], dtype=float32))
+      >>> other.layers[0].kernel is model.layers[0].kernel
+      True
+    """
+    if callable(where):
+        chosen = where(_Place(model, ()))
+        paths = []
+        for place in chosen if isinstance(chosen, (list, tuple)) else [chosen]:
+            if not isinstance(place, _Place):
+                raise ValueError(
+                    "nnx.at: the function must return places of the model, such as "
+                    f"`lambda m: m.head.kernel`, not a {type(place).__name__}"
+                )
+            paths.append(place._nnx_path)
+    else:
+        paths = list(map(as_path, where if isinstance(where, list) else [where]))
+    for path in paths:
+        get_path(model, path)
+    return Selection(model, paths, copy)
+
+
+class _Place:
+    """Stands for a part of the model in the function that `at` is given."""
+
+    __slots__ = ("_nnx_model", "_nnx_path")
+
+    def __init__(self, model: Any, path: Path):
+        self._nnx_model = model
+        self._nnx_path = path
+
+    def __getattr__(self, name: str) -> "_Place":
+        return self._below(name)
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, slice):
+            return [self._below(number) for number in range(len(self))[key]]
+        is_from_end = isinstance(key, int) and key < 0
+        return self._below(key + len(self) if is_from_end else key)
+
+    def __len__(self) -> int:
+        return len(get_path(self._nnx_model, self._nnx_path))
+
+    def __iter__(self) -> Iterator[Any]:
+        value = get_path(self._nnx_model, self._nnx_path)
+        keys = iter(value) if isinstance(value, dict) else None
+        return keys or iter([self._below(number) for number in range(len(value))])
+
+    def _below(self, key: Any) -> "_Place":
+        model, path = self._nnx_model, self._nnx_path
+        owner = get_path(model, path)
+        if isinstance(owner, Variable) and key in ("value", ...):
+            return self
+        child(owner, key, model, (*path, key))
+        return _Place(model, (*path, key))

@@ -1,0 +1,245 @@
+"""Whole states: renaming, checking and strict loading."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..core.arrays import is_array
+from ..core.changes import misfit
+from ..core.graph import taken
+from ..core.paths import Path, format_path
+from ..core.splitting import state as state_of
+from ..core.state import State, flat_pairs
+from ..core.variable import Variable
+from .parts import set_values
+from .paths import as_path
+
+Renaming = Mapping[Any, Any] | Callable[[Path], Any]
+
+
+def rename(state: Mapping[Any, Any], names: Renaming) -> State:
+    """A State with other paths.
+
+    Args:
+      state: a State or nested mapping.
+      names: old and new beginnings of paths, as text or tuples, such as
+        `{'old.dense': 'dense'}` (the longest that fits wins, '' is the root); or a
+        function of the path.
+
+    Raises:
+      ValueError: if two leaves get one path, or no path begins so.
+
+    Example:
+      >>> import nnxlite as nnx
+      >>> state = nnx.State({'dense': {'kernel': 1}})
+      >>> nnx.to_flat_state(nnx.rename(state, {'dense': 'encoder.dense'})).paths
+      (('encoder', 'dense', 'kernel'),)
+      >>> nnx.to_flat_state(nnx.rename(state, lambda path: ('enc', *path))).paths
+      (('enc', 'dense', 'kernel'),)
+    """
+    return State.from_pairs(_renamed(flat_pairs(state), names).items())
+
+
+def _renamed(pairs: Iterable[tuple[Path, Any]], names: Renaming) -> dict[Path, Any]:
+    pairs = list(pairs)
+    used: set[Path] = set()
+    prefixes: dict[Path, Path] = {}
+    if isinstance(names, Mapping):
+        prefixes = {as_path(old): as_path(new) for old, new in names.items()}
+
+    def renamed(path: Path) -> Path:
+        if not isinstance(names, Mapping):
+            return as_path(names(path))
+        fitting = [old for old in prefixes if path[: len(old)] == old]
+        if not fitting:
+            return path
+        old = max(fitting, key=len)
+        used.add(old)
+        return prefixes[old] + path[len(old) :]
+
+    origin: dict[Path, Path] = {}
+    for path, _ in pairs:
+        new = renamed(path)
+        if new in origin:
+            raise ValueError(
+                f"nnx.rename: {format_path(origin[new])!r} and {format_path(path)!r} "
+                f"would both be {format_path(new)!r}"
+            )
+        origin[new] = path
+    for new in origin:
+        for above in (new[:size] for size in range(len(new))):
+            if above in origin:
+                raise ValueError(
+                    f"nnx.rename: {format_path(above)!r} would be a leaf and hold "
+                    f"{format_path(new)!r}"
+                )
+    if unused := [format_path(old) for old in prefixes if old not in used]:
+        shown = ", ".join(format_path(path) for path, _ in pairs[:8])
+        raise ValueError(
+            f"nnx.rename: no path begins with {', '.join(unused)}; there are {shown}"
+        )
+    leaves = dict(pairs)
+    return {new: leaves[old] for new, old in origin.items()}
+
+
+class Report(NamedTuple):
+    """How a State compares with a model; see `check`.
+
+    Attributes:
+      missing: paths of the model that the State lacks.
+      unexpected: paths of the State that the model lacks.
+      mismatched: what differs in shape or dtype, as text.
+    """
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return not any(self)
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{name}: {', '.join(texts)}"
+            for name, texts in zip(self._fields, self, strict=True)
+            if texts
+        )
+
+
+def check(state: Any, like: Any, *, strict: bool = True) -> Report:
+    """Compares paths, shapes and dtypes of a State with those of a model.
+
+    Args:
+      state: a State, nested mapping or model.
+      like: a model or State; of `nnx.eval_shape` it costs no memory.
+      strict: whether a difference is an error.
+
+    Returns:
+      the report, which is true if nothing differs.
+
+    Raises:
+      ValueError: with the whole report, if `strict`.
+
+    Example:
+      >>> import jax.numpy as jnp, nnxlite as nnx
+      >>> like = nnx.eval_shape(lambda: nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+      >>> print(nnx.check({'bias': jnp.ones(4)}, like, strict=False))
+      missing: kernel; mismatched: bias wants float32[3], got float32[4]
+    """
+    given, wanted = (dict(flat_pairs(_as_state(x))) for x in (state, like))
+    report = _report(wanted, given, _difference)
+    if strict and not report:
+        raise ValueError(f"the State does not fit {type(like).__name__}: {report}")
+    return report
+
+
+def _as_state(value: Any) -> Any:
+    return value if isinstance(value, Mapping) else state_of(value)
+
+
+def _report(
+    wanted: Mapping[Path, Any],
+    given: Mapping[Path, Any],
+    problem_of: Callable[[Any, Any], str | None],
+) -> Report:
+    problems = {
+        path: problem_of(_raw(wanted[path]), _raw(x))
+        for path, x in given.items()
+        if path in wanted
+    }
+    return Report(
+        tuple(format_path(path) for path in wanted if path not in given),
+        tuple(format_path(path) for path in given if path not in wanted),
+        tuple(f"{format_path(path)} {x}" for path, x in problems.items() if x),
+    )
+
+
+def _raw(leaf: Any) -> Any:
+    return leaf.raw_value if isinstance(leaf, Variable) else leaf
+
+
+def _difference(wanted: Any, given: Any) -> str | None:
+    problem = misfit(wanted, given)
+    if problem is None and is_array(wanted) and jnp.result_type(given) != wanted.dtype:
+        return f"wants {wanted.dtype}, got {jnp.result_type(given)}"
+    return problem
+
+
+def load_state(
+    model: Any,
+    state: Mapping[Any, Any],
+    *,
+    strict: bool = True,
+    rename: Renaming | None = None,
+    transform: Mapping[str, Callable[[Any], Any]] | None = None,
+) -> Report:
+    """Loads arrays into a model, in place.
+
+    Values are cast to the dtypes of the model. Frozen Variables are loaded too.
+
+    Args:
+      model: a Module.
+      state: a State, nested mapping, or flat mapping of dotted names, as PyTorch's
+        `state_dict()`.
+      strict: whether everything must be there and nothing else; wrong shapes are
+        errors in any case.
+      rename: see `rename`; done first.
+      transform: by the last key of the new path, functions of arrays, such as
+        `{'kernel': jnp.transpose}`.
+
+    Returns:
+      what was missing and unexpected.
+
+    Raises:
+      ValueError: with everything that does not fit; nothing is changed then.
+
+    Example:
+      >>> import numpy as np, nnxlite as nnx
+      >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+      >>> loaded = {'0.weight': np.ones((3, 2)), '0.bias': np.ones(3)}
+      >>> nnx.load_state(
+      ...     model,
+      ...     loaded,
+      ...     rename={'0': 'layers.0', '0.weight': 'layers.0.kernel'},
+      ...     transform={'kernel': np.transpose},
+      ... )
+      Report(missing=(), unexpected=(), mismatched=())
+    """
+    pairs = [(_split(path), x) for path, x in flat_pairs(state)]
+    leaves = dict(pairs) if rename is None else _renamed(pairs, rename)
+    known = {tuple(map(str, path)): path for path in taken(model).paths}
+    leaves = {known.get(tuple(map(str, p)), p): x for p, x in leaves.items()}
+    for path, value in leaves.items():
+        function = (transform or {}).get(str(path[-1]))
+        if function is not None:
+            leaves[path] = function(_raw(value))
+    wanted = dict(flat_pairs(_as_state(model)))
+    report = _report(wanted, leaves, misfit)
+    if report.mismatched or strict and not report:
+        raise ValueError(
+            f"cannot load into {type(model).__name__}: {report}"
+            + ("" if report.mismatched else "; strict=False loads what there is")
+        )
+    fitting = [
+        (path, _cast(wanted[path], x)) for path, x in leaves.items() if path in wanted
+    ]
+    set_values(model, State.from_pairs(fitting))
+    return report
+
+
+def _split(path: Path) -> Path:
+    """A dotted name is a path."""
+    return as_path(path[0]) if len(path) == 1 and isinstance(path[0], str) else path
+
+
+def _cast(wanted: Any, value: Any) -> Any:
+    """A value in the dtype and sharding of another."""
+    old, new = _raw(wanted), _raw(value)
+    if not is_array(old):
+        return new
+    if not jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
+        new = jnp.asarray(new, old.dtype)
+    sharding = getattr(old, "sharding", None)
+    return new if sharding is None else jax.device_put(new, sharding)
