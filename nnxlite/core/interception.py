@@ -245,7 +245,7 @@ def _reading(read: Callable[..., Any], attribute: str = "get_value") -> Any:
         provider = getattr(type(variable), attribute)
         if getattr(provider, "fget", provider) is not wrapper:
             return read(variable, **index)  # by `super()`
-        value = _changed(READ, variable, read(variable))
+        value = _change(READ, variable)(read(variable))
         part = index.get("index", ...)
         return value if part is ... else value[part]
 
@@ -258,12 +258,10 @@ def _creating(begin: Callable[..., Any]) -> Any:
         begin(variable, value, **metadata)
         if "_metadata" in metadata:  # JAX makes it of leaves: it is not new
             return
-        made = variable.raw_value
+        made, change = variable.raw_value, _change(CREATION, variable)
         if isinstance(made, Uninferred):
-            new = made.followed_by(functools.partial(_changed, CREATION, variable))
-        else:
-            new = _changed(CREATION, variable, made)
-        if new is not made:
+            variable._write(made.followed_by(change))
+        elif (new := change(made)) is not made:
             variable._write(new)
 
     return wrapper
@@ -278,11 +276,13 @@ def _not_reading(method: Callable[..., Any]) -> Any:
     return wrapper
 
 
-def _changed(verb: str, variable: Any, value: Any) -> Any:
-    if _state.is_reading:
-        return value
-    for one in reversed(seen()):
-        if one.verb == verb and one.matches((), variable):
+def _change(verb: str, variable: Any) -> Callable[[Any], Any]:
+    """What the interceptors of now make of a value of a Variable."""
+    chain = () if _state.is_reading else reversed(seen())
+    found = [x for x in chain if x.verb == verb and x.matches((), variable)]
+
+    def change(value: Any) -> Any:
+        for one in found:
             with _undisturbed():
                 value = one.function(variable, value)
             if value is None:
@@ -290,7 +290,9 @@ def _changed(verb: str, variable: Any, value: Any) -> Any:
                     f"the interceptor {getattr(one.function, '__name__', one)!r} "
                     f"returned None for {name_of(variable)}: return the value"
                 )
-    return value
+        return value
+
+    return change
 
 
 @contextlib.contextmanager

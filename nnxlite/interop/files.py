@@ -119,7 +119,7 @@ def load(file: str | os.PathLike[str], like: Any, *, strict: bool = True) -> Any
             fits = treedef.num_leaves == len(parts)
             found[path] = treedef.unflatten(parts) if fits else parts
         else:
-            found[path] = note["value"]
+            found[path] = Variable(note["value"])  # so that a dict is no level
     for name, array in arrays.items():
         found[leaves[name][0] if name in leaves else as_path(name)] = array
     for path, leaf in leaves.values():

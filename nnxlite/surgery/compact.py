@@ -112,7 +112,10 @@ class _Scope:
                     f"name {name!r}, which is taken: pass another, name=..."
                 )
             new = _empty(cls)
-            self.waiting[id(new)] = name
+            if cls.__init__ is object.__init__:
+                setattr(self.owner, name, new)
+            else:
+                self.waiting[id(new)] = name
             return new
         if self.known.get(name) != text:
             before = self.known.get(name)

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from ..core.arrays import is_array
-from ..core.errors import failures
+from ..core.errors import checks, failures
 from ..core.filters import Filter
 from ..core.interception import Call
 from ..core.paths import format_path
@@ -146,15 +147,18 @@ def error_if(x: T, pred: Any, message: str, kind: type[Exception] = ValueError) 
     """Returns `x`, but raises an error if a condition holds; also in compiled code.
 
     Args:
-      x: anything.
+      x: an array or a pytree of them; go on with what is returned, since a check of
+        what nobody uses is dropped from compiled code.
       pred: a bool or an array of bools; any True is an error.
       message: the text of the error.
       kind: its class.
 
+    A function of `nnx.jit` that has such a check is waited for at every call, so that
+    the call raises the error, before it changes anything. Under plain `jax.jit` the
+    error comes when the result is waited for, inside of one that JAX makes of it.
+
     Raises:
-      ValueError: with the message. In compiled code when the condition is computed:
-        on a CPU from the call, on accelerators when the result is waited for, there
-        as a `jax.errors.JaxRuntimeError` with the message.
+      ValueError: with the message.
 
     Example:
       >>> import jax.numpy as jnp, nnxlite as nnx
@@ -163,15 +167,24 @@ def error_if(x: T, pred: Any, message: str, kind: type[Exception] = ValueError) 
       2.0
     """
 
-    def check(pred: Any) -> None:
-        if pred:
+    is_bad = jnp.any(jax.lax.stop_gradient(pred))
+    if not isinstance(is_bad, Tracer):
+        if is_bad:
+            raise kind(message)
+        return x
+
+    def check(is_bad: Any) -> Any:
+        if np.any(is_bad):
             failures.append(kind(message))
             del failures[:-8]
             raise failures[-1]
+        return ~np.asarray(is_bad)
 
-    is_bad = jnp.any(pred)
-    if isinstance(is_bad, Tracer):
-        jax.debug.callback(check, is_bad)
-    elif is_bad:
-        raise kind(message)
-    return x
+    checks.count += 1
+    shape = jax.ShapeDtypeStruct((), bool)
+    good = jax.pure_callback(check, shape, is_bad, vmap_method="expand_dims")
+
+    def checked(leaf: Any) -> Any:  # XLA does not know that it is always `leaf`
+        return jnp.where(good, leaf, jnp.zeros_like(leaf)) if is_array(leaf) else leaf
+
+    return jax.tree.map(checked, x)

@@ -134,19 +134,8 @@ def call_with(model: Any, state: Any, /, *args: Any, **kwargs: Any) -> Any:
       Array([1., 1., 1.], dtype=float32)
     """
     copy = clone(model)
-    set_values(copy, state)
+    for leaf in taken(copy).leaves:
+        if isinstance(leaf, Variable) and leaf._metadata.is_frozen:
+            leaf.set_metadata(frozen=False)
+    update(copy, state)
     return copy(*args, **kwargs)
-
-
-def set_values(model: Any, state: Any) -> None:
-    """`nnx.update`, also of what is frozen."""
-    frozen = [
-        x
-        for x in taken(model).leaves
-        if isinstance(x, Variable) and x._metadata.is_frozen
-    ]
-    for variable in frozen:
-        variable.set_metadata(frozen=False)
-    update(model, state)
-    for variable in frozen:
-        variable.set_metadata(frozen=True)

@@ -7,10 +7,12 @@ object that is held in several places is one place for values, and is replaced i
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from ..core.changes import change, misfit
 from ..core.filters import Filter, to_predicate
 from ..core.iteration import iter_graph
-from ..core.module import Pytree, children_of, is_data, is_leaf
+from ..core.module import Pytree, children_of, is_data
 from ..core.paths import Path, format_path
 from ..core.splitting import clone
 from ..core.variable import Variable
@@ -87,14 +89,8 @@ class Selection(Generic[M]):
         return self._opened()._write(list(values))
 
     def replace(self, new: Any) -> M:
-        """Puts another object at every place; a function is called for each.
-
-        Args:
-          new: a Module or Variable; or a function of what is there, as `wrap`.
-        """
-        if isinstance(new, (Variable, Pytree)) or not callable(new):
-            return self.wrap(lambda _: new)
-        return self.wrap(new)
+        """Puts another object, a Module, Variable or function, at every place."""
+        return self.wrap(lambda _: new)
 
     def wrap(self, wrapper: Callable[[Any], Any]) -> M:
         """Puts `wrapper(object)` where each object was."""
@@ -118,7 +114,7 @@ class Selection(Generic[M]):
         objects = (Variable, Pytree)
         for path, old, new in zip(self.paths, olds, values, strict=True):
             if isinstance(old, Variable) and not isinstance(new, objects):
-                problem = misfit(old.get_value(), new)
+                problem = misfit(old.get_value(), new) if np.ndim(new) else None
                 if problem is None and old._metadata.is_frozen and not self._shares:
                     problem = "is frozen (nnx.unfreeze lets it be written)"
                 if problem is not None:
@@ -150,7 +146,7 @@ class Selection(Generic[M]):
                 by_path[path] = new
         changes = []
         for path, owner in iter_graph(model):
-            items = {} if is_leaf(owner) else children_of(owner)
+            items = children_of(owner)
             after = {
                 key: by_path.get((*path, key), by_id.get(id(x), (x, x))[1])
                 for key, x in items.items()

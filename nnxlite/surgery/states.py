@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from ..core.arrays import is_array
-from ..core.changes import misfit
+from ..core.changes import misfit, set_child
 from ..core.graph import taken
+from ..core.module import Pytree
 from ..core.paths import Path, format_path
-from ..core.splitting import state as state_of
 from ..core.state import State, flat_pairs
 from ..core.variable import Variable
-from .parts import set_values
-from .paths import as_path
+from .paths import as_path, get_path
 
 Renaming = Mapping[Any, Any] | Callable[[Path], Any]
 
@@ -128,15 +127,19 @@ def check(state: Any, like: Any, *, strict: bool = True) -> Report:
       >>> print(nnx.check({'bias': jnp.ones(4)}, like, strict=False))
       missing: kernel; mismatched: bias wants float32[3], got float32[4]
     """
-    given, wanted = (dict(flat_pairs(_as_state(x))) for x in (state, like))
+    given, wanted = _leaves(state), _leaves(like)
     report = _report(wanted, given, _difference)
     if strict and not report:
         raise ValueError(f"the State does not fit {type(like).__name__}: {report}")
     return report
 
 
-def _as_state(value: Any) -> Any:
-    return value if isinstance(value, Mapping) else state_of(value)
+def _leaves(value: Any) -> dict[Path, Any]:
+    """By path the leaves of a model, State or nested mapping."""
+    if isinstance(value, Mapping) and not isinstance(value, Pytree):
+        return dict(flat_pairs(value))
+    walk = taken(value)
+    return dict(zip(walk.paths, walk.leaves, strict=True))
 
 
 def _report(
@@ -215,17 +218,20 @@ def load_state(
         function = (transform or {}).get(str(path[-1]))
         if function is not None:
             leaves[path] = function(_raw(value))
-    wanted = dict(flat_pairs(_as_state(model)))
+    wanted = _leaves(model)
     report = _report(wanted, leaves, misfit)
     if report.mismatched or strict and not report:
         raise ValueError(
             f"cannot load into {type(model).__name__}: {report}"
             + ("" if report.mismatched else "; strict=False loads what there is")
         )
-    fitting = [
-        (path, _cast(wanted[path], x)) for path, x in leaves.items() if path in wanted
-    ]
-    set_values(model, State.from_pairs(fitting))
+    for path, value in leaves.items():
+        if path in wanted:
+            new = _cast(wanted[path], value)
+            if isinstance(wanted[path], Variable):
+                wanted[path]._write(new)
+            else:
+                set_child(get_path(model, path[:-1]), path[-1], new)
     return report
 
 

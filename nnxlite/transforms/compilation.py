@@ -167,11 +167,11 @@ class Jitted(Generic[P, R]):
                     departure = program(plan, opened, values)
             else:
                 departure = program(plan, opened, values)
-        except jax.errors.JAXTypeError as error:
-            program.explain(error, plan, opened)
-            raise
-        except jax.errors.JaxRuntimeError as error:
+            if program.has_checks:
+                jax.block_until_ready(departure)
+        except Exception as error:
             raise_own(error)
+            program.explain(error, plan, opened)
             raise
         finally:
             stack.pop()
@@ -213,7 +213,7 @@ class Jitted(Generic[P, R]):
         try:
             jitted, *arrays = plan.program.staged(plan, opened, values)
             stage = Stage(getattr(jitted, verb)(*arrays), self, plan.program)
-        except jax.errors.JAXTypeError as error:
+        except Exception as error:
             plan.program.explain(error, plan, opened)
             raise
         finally:

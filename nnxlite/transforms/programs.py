@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
 from ..core.arrays import is_dynamic
-from ..core.errors import name_of
+from ..core.errors import checks, name_of
 from ..core.frames import Frame
 from ..core.graph import Taking, descriptions, taken
 from ..core.module import Pytree, key_of
@@ -50,6 +50,8 @@ class Program:
       renewed: for each gathered array whether it must come out, changed or not,
         because its buffer is given away.
       shardings: for each gathered array its sharding; None if none is given.
+      was_traced: whether JAX has traced it since this was last looked at.
+      has_checks: whether a call must wait for what may fail in it.
     """
 
     def __init__(self, owner: Any):
@@ -58,7 +60,7 @@ class Program:
         self.renewed: Sequence[bool] | None = None
         self.shardings: Sequence[Any] | None = None
         self.jitted: Any = None
-        self.was_traced = False
+        self.was_traced = self.has_checks = False
         self._traced: Any = None
 
     def __call__(self, plan: Plan, opened: Opened, values: list[Any]) -> Departure:
@@ -160,7 +162,8 @@ class Program:
                 return name_of(source.leaf)
             return format_path(source.path, root=self._parameter(source.argument))
 
-        if error.args and isinstance(error.args[0], str):
+        is_of_jax = isinstance(error, jax.errors.JAXTypeError)
+        if is_of_jax and error.args and isinstance(error.args[0], str):
             text = re.sub(r"\b(kept|donated)\[(\d+)\]", place, error.args[0])
             error.args = (text, *error.args[1:])
 
@@ -182,6 +185,7 @@ class Program:
                 results = jaxpr_as_fun(traced.jaxpr)(*values)
                 return jax.tree.unflatten(jax.tree.structure(traced.out_info), results)
         self.was_traced = True
+        checks_before = checks.count
         plan, opened = calls.stack[-1]
         self.owner.count_trace(self._seen(plan, opened, values))
         known = plan.known(opened)
@@ -194,6 +198,7 @@ class Program:
             if self.owner.out_shardings is not None:
                 result = _sharded(result, self.owner.out_shardings)
             self._settle(visit.frame, inputs)
+            self.has_checks |= checks.count > checks_before
             return visit.depart(result)
 
     def _seen(
