@@ -340,7 +340,7 @@ def first_difference(
             same = type(here) is type(there) and hash(here) == hash(there)
             same = same and here == there
         if not same:
-            shown, other = _described(here), _described(there)
+            shown, other = described(here), described(there)
             return path, shown, f"another {other}" if shown == other else other
         keys = here.keys if isinstance(here, (NodeRecord, ContainerRecord)) else ()
         return next(filter(None, (compare((*path, key)) for key in keys)), None)
@@ -355,7 +355,8 @@ def first_difference(
     return None
 
 
-def _described(record: Any) -> str:
+def described(record: Any) -> str:
+    """A record as text."""
     if isinstance(record, Static):
         return repr(record.value)
     if isinstance(record, Outside):
@@ -376,7 +377,7 @@ def descriptions(records: Iterable[Any]) -> Iterator[tuple[Path, str]]:
 
     def visit(path: Path) -> Iterator[tuple[Path, str]]:
         record = next(rest)
-        yield path, _described(record)
+        yield path, described(record)
         if isinstance(record, (NodeRecord, ContainerRecord)):
             for key in record.keys:
                 yield from visit((*path, key))

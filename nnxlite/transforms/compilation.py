@@ -24,6 +24,7 @@ from .captures import View, goes_stale, unbound
 from .leaves import Constant
 from .plans import Opened, Plan, Plans
 from .programs import Program, calls
+from .retraces import Trace, differences
 from .tracing import eval_shape
 
 P = ParamSpec("P")
@@ -72,7 +73,7 @@ class Jitted(Generic[P, R]):
         self._prepares = bool(self._args or self._kwargs or self._static)
         self._plans = Plans(lambda: Program(self))
         self.most_traces: int | None = None
-        self._traces: list[dict[str, str]] = []
+        self._traces: list[Trace] = []
         self._trace_count = 0
         self._view: View | None = None
         self._tokens: dict[Hashable, object] = {}
@@ -86,7 +87,7 @@ class Jitted(Generic[P, R]):
             }
         return interception.current(self.function)(*args, **kwargs)
 
-    def count_trace(self, seen: dict[str, str]) -> None:
+    def count_trace(self, seen: Trace) -> None:
         """Must be called before each trace, with what it sees.
 
         Raises:
@@ -98,33 +99,21 @@ class Jitted(Generic[P, R]):
         if most is not None and self._trace_count > most:
             raise RuntimeError(f"only {most} traces are allowed. {self.explained()}")
 
-    def constants_seen(self) -> dict[str, str]:
-        """What else the function sees, by name, as text."""
+    def constants_seen(self) -> dict[str, Hashable]:
+        """What the function sees besides objects, by name."""
         view = self._view
         assert view is not None
-        return {
-            f"the constant {name!r}": repr(key[1])
-            if isinstance(key, tuple) and len(key) == 2
-            else f"{key[0].__name__} {hash(key):x}"
-            if isinstance(key, tuple) and key and isinstance(key[0], type)
-            else f"{type(key).__name__} {hash(key):x}"
-            for (_, name), key in view.constants
-        }
+        return {name: key for (_, name), key in view.constants}
 
     def explained(self) -> str:
-        """What changed between the last two traces."""
+        """What changed between the last two traces, as text."""
         text = f"{self.title} was traced {self._trace_count} times."
         if len(self._traces) < 2:
             return text
-        old, new = self._traces
-        lines = [
-            f"  {name}: {old.get(name, 'nothing')} -> {new.get(name, 'nothing')}"
-            for name in sorted({**old, **new})
-            if old.get(name) != new.get(name)
-        ]
+        lines = differences(*self._traces)
         if not lines:
-            lines = ["  nothing that the function sees: JAX has dropped its program"]
-        return "\n".join([f"{text} Between the last two changed:", *lines])
+            lines = ["nothing that the function sees: JAX has dropped its program"]
+        return "\n  ".join([f"{text} Between the last two changed:", *lines])
 
     def sharded_positions(self, count: int) -> list[int]:
         """Of `count` positional arguments those that are the user's and not static."""

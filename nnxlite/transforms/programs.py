@@ -16,18 +16,28 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
-from ..core.arrays import is_dynamic
 from ..core.errors import checks, name_of
 from ..core.frames import Frame
-from ..core.graph import Taking, descriptions, taken
-from ..core.module import Pytree, key_of
+from ..core.graph import Taking
+from ..core.module import key_of
 from ..core.paths import format_path
+from ..core.statics import static_key
 from ..core.variable import Variable
 from .boundary import Departure, Visit
 from .captures import positional_parameters
-from .leaves import DYNAMIC, Constant, flatten, flatten_with_path, kind_of
+from .leaves import (
+    DYNAMIC,
+    NODE,
+    PLAIN,
+    VARIABLE,
+    Constant,
+    flatten,
+    flatten_with_path,
+    kind_of,
+)
 from .plans import Input, Opened, Plan
 from .prefixes import label_of, object_labels
+from .retraces import Trace
 
 
 class Calls(threading.local):
@@ -201,34 +211,31 @@ class Program:
             self.has_checks |= checks.count > checks_before
             return visit.depart(result)
 
-    def _seen(
-        self, plan: Plan, opened: Opened, values: Sequence[Any]
-    ) -> dict[str, str]:
-        """What this trace depends on, by name: what a later one is compared with."""
-        seen: dict[str, str] = {}
-        rest = iter(values[len(values) - len(opened.dynamic) :])
-        rooted: dict[int, str] = {}
+    def _seen(self, plan: Plan, opened: Opened, values: Sequence[Any]) -> Trace:
+        """What this trace depends on: what a later one is compared with."""
+        below = len(values) - len(opened.dynamic)
+        rest, arguments = iter(values[below:]), {}
+        names: dict[int, str] = {}
         for (_, *keys), leaf in flatten_with_path((opened.args, opened.kwargs)):
             argument, *path = map(key_of, keys)
             name = format_path(tuple(path), root=self._parameter(argument))
-            if kind_of(leaf) == DYNAMIC:
-                seen[name] = _text_of(next(rest))
-            elif isinstance(leaf, (Pytree, Variable)):
-                rooted[id(leaf)] = name
-            else:
-                leaf = leaf.value if isinstance(leaf, Constant) else leaf
-                seen[name] = str(getattr(leaf, "__name__", repr(leaf)))
-        for number, obj in enumerate((*opened.nodes, *opened.loose)):
-            name = rooted.get(id(obj), f"{type(obj).__name__} {number} that it sees")
-            walk = taken(obj)
-            seen |= {
-                format_path(path, root=name): text
-                for path, text in descriptions(walk.records)
-            }
-            for path, value in zip(walk.paths, walk.values, strict=True):
-                shapes = jax.tree.map(_text_of, value)
-                seen[format_path(path, root=name)] += f", {shapes}"
-        return seen | self.owner.constants_seen()
+            kind = kind_of(leaf)
+            if kind == DYNAMIC:
+                arguments[name] = jax.typeof(next(rest))
+            elif kind in (NODE, VARIABLE):
+                names[id(leaf)] = name
+            elif kind != PLAIN:
+                value = leaf.value if isinstance(leaf, Constant) else leaf
+                arguments[name] = static_key(value)
+        objects = [*opened.nodes, *(opened.loose[index] for index in plan.own)]
+        roots = [
+            names.get(id(x), f"{type(x).__name__} {number} that it sees")
+            for number, x in enumerate(objects)
+        ]
+        _, records, _, odd = plan.structure
+        shapes = [jax.typeof(x) for x in values[:below]]
+        constants = self.owner.constants_seen()
+        return Trace(arguments, roots, records, odd, shapes, constants)
 
     def _settle(self, frame: Frame, inputs: Sequence[Input]) -> None:
         """Renews what is donated, and keeps written Variables in their sharding."""
@@ -243,10 +250,6 @@ class Program:
                 value = frame.values[variable]
                 value = jax.lax.with_sharding_constraint(value, sharding)
                 frame.values[variable] = value
-
-
-def _text_of(value: Any) -> str:
-    return str(jax.typeof(value)) if is_dynamic(value) else repr(value)
 
 
 def _parted(values: Iterable[Any], donated: Iterable[bool]) -> tuple[list[Any], ...]:
