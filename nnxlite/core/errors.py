@@ -113,7 +113,7 @@ def _holder_of(obj: Any, only_nodes: bool = False) -> tuple[Any, Any] | None:
         for owner in owners:
             if isinstance(owner, types.ModuleType):
                 continue
-            if only_nodes and not hasattr(owner, "_nnx_stamp"):
+            if only_nodes and not getattr(owner, "_nnx_names_parts", False):
                 continue
             for key, value in _items_of(owner):
                 if value is obj:

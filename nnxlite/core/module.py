@@ -92,6 +92,7 @@ class Pytree:
 
     _nnx_stamp: Stamp
     _nnx_marks: Mapping[str, str] = {}
+    _nnx_names_parts = True  # whether errors name what it holds by paths from here
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         if making.scope is not None:

@@ -86,6 +86,8 @@ class Optimizer(Pytree):
       (0.75, 2)
     """
 
+    _nnx_names_parts = False  # errors name parameters by paths in the model
+
     def __init__(
         self,
         model: Any,
