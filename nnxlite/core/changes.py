@@ -13,7 +13,7 @@ import numpy as np
 from . import frames
 from .arrays import is_array, is_dynamic
 from .filters import Filter, to_predicate
-from .graph import Putting, taken
+from .graph import Putting, taken, variables_of
 from .iteration import iter_graph
 from .module import (
     Module,
@@ -217,13 +217,7 @@ def pop(node: Any, *filters: Filter) -> Any:
     """
     if not filters:
         raise ValueError("nnx.pop needs a filter: nnx.pop(model, nnx.Intermediate)")
-    walk = taken(node)
-    pairs = [
-        (path, leaf)
-        for path, leaf in zip(walk.paths, walk.leaves, strict=True)
-        if isinstance(leaf, Variable)
-    ]
-    parts = partitioned(pairs, filters, exhaustive=False)
+    parts = partitioned(variables_of(node), filters, exhaustive=False)
     gone = {id(leaf) for part in parts for _, leaf in part}
     changes: list[tuple[Pytree, dict[Key, Any]]] = []
     for path, parent, items in _parents(node):
@@ -260,7 +254,7 @@ def map(f: Callable[[Path, Any], Any], node: T, /, **_: Any) -> T:
       0.0
     """
     walk = taken(node)
-    leaves = iter([f(p, x) for p, x in zip(walk.paths, walk.leaves, strict=True)])
+    leaves = iter([f(path, leaf) for path, leaf in walk.pairs])
     return Putting(walk.records, lambda record: next(leaves)).put()
 
 
@@ -322,11 +316,8 @@ def set_metadata(node: Any, /, *, only: Filter = Variable, **metadata: Any) -> N
       >>> model.kernel.group
       'decay'
     """
-    matches = to_predicate(only)
-    walk = taken(node)
-    for path, leaf in zip(walk.paths, walk.leaves, strict=True):
-        if isinstance(leaf, Variable) and matches(path, leaf):
-            leaf.set_metadata(**metadata)
+    for _, variable in variables_of(node, only):
+        variable.set_metadata(**metadata)
 
 
 # Modes as copies

@@ -22,6 +22,7 @@ import jax
 
 from .arrays import is_array
 from .errors import name_of
+from .filters import Filter, to_predicate
 from .metadata import Metadata
 from .module import (
     Pytree,
@@ -179,6 +180,11 @@ class Taking:
     def graphdef(self) -> GraphDef:
         """The records so far."""
         return GraphDef(tuple(self.records))
+
+    @property
+    def pairs(self) -> list[tuple[Path, Any]]:
+        """Path and leaf of each Variable and array met."""
+        return list(zip(self.paths, self.leaves, strict=True))
 
     @property
     def values(self) -> list[Any]:
@@ -390,3 +396,10 @@ def taken(value: Any) -> Taking:
     walk = Taking()
     walk.take(value)
     return walk
+
+
+def variables_of(value: Any, only: Filter = ...) -> list[tuple[Path, Any]]:
+    """Path and Variable of all that a filter matches, each once."""
+    matches = to_predicate(only)
+    pairs = taken(value).pairs
+    return [(p, x) for p, x in pairs if isinstance(x, Variable) and matches(p, x)]

@@ -45,7 +45,7 @@ def split(node: Any, *filters: Filter) -> tuple[Any, ...]:
       (['bias', 'scale'], ['mean', 'var'])
     """
     walk = taken(node)
-    pairs = list(zip(walk.paths, walk.leaves, strict=True))
+    pairs = walk.pairs
     check_inferred(pairs, "nnx.split")
     if walk.paths == [()]:
         return walk.graphdef, walk.leaves[0]
@@ -152,7 +152,7 @@ def state(node: Any, *filters: Filter) -> Any:
     walk = taken(node)
     if walk.paths == [()]:
         return walk.leaves[0]
-    pairs = zip(walk.paths, walk.leaves, strict=True)
+    pairs = walk.pairs
     return states(partitioned(pairs, filters or (...,), exhaustive=False))
 
 
@@ -306,7 +306,7 @@ def flatten(node: Any, /, *, with_paths: bool = True) -> tuple[GraphDef, Any]:
     walk = taken(node)
     if not with_paths:
         return walk.graphdef, walk.leaves
-    pairs = zip(walk.paths, walk.leaves, strict=True)
+    pairs = walk.pairs
     return walk.graphdef, FlatState(pairs, sort=False)
 
 

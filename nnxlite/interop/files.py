@@ -141,9 +141,8 @@ def _safetensors() -> Any:
 
 
 def _leaves(model: Any, only: Filter) -> list[tuple[Path, Any]]:
-    matches, walk = to_predicate(only), taken(model)
-    pairs = zip(walk.paths, walk.leaves, strict=True)
-    return [(path, leaf) for path, leaf in pairs if matches(path, leaf)]
+    matches = to_predicate(only)
+    return [(path, leaf) for path, leaf in taken(model).pairs if matches(path, leaf)]
 
 
 def _is_kept(path: Path, leaf: Any) -> bool:

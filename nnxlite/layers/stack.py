@@ -63,7 +63,7 @@ def stack(modules: Sequence[Any], /) -> Any:
             )
     owners: dict[int, int] = {}
     for number, walk in enumerate(walks):
-        for path, leaf in zip(walk.paths, walk.leaves, strict=True):
+        for path, leaf in walk.pairs:
             other = owners.setdefault(id(leaf), number)
             if isinstance(leaf, Variable) and other != number:
                 raise ValueError(

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from ..core import frames
 from ..core.filters import Filter, PathContains, to_predicate
-from ..core.graph import taken
+from ..core.graph import variables_of
 from ..core.kinds import BatchStat, Param
 from ..core.paths import Path, format_path
 from ..core.rngs import Rngs
@@ -28,13 +28,6 @@ from .policy import Layer, Policy, settle
 from .shell import apply, mode, parameters
 
 _RANDOM = initializers.normal()
-
-
-def _variables(layer: Any) -> list[tuple[Path, Any]]:
-    """The Variables of a layer, each once, with paths."""
-    walk = taken(layer)
-    pairs = zip(walk.paths, walk.leaves, strict=True)
-    return [(path, x) for path, x in pairs if isinstance(x, Variable)]
 
 
 def _infer(weights: Any, layer: Any, *args: Any, **kwargs: Any) -> None:
@@ -107,7 +100,7 @@ class WeightNorm(Layer):
             raise ValueError(
                 f"WeightNorm: no Param of {type(layer_instance).__name__} matches "
                 f"variable_filter={variable_filter!r}. Its Variables are at "
-                f"{[path for path, _ in _variables(layer_instance)]}."
+                f"{[path for path, _ in variables_of(layer_instance)]}."
             )
         self.scales = {}
         for path, weight in weights if use_scale else ():
@@ -120,7 +113,7 @@ class WeightNorm(Layer):
         is_meant = to_predicate(self.variable_filter)
         return [
             (path, variable)
-            for path, variable in _variables(self.layer_instance)
+            for path, variable in variables_of(self.layer_instance)
             if isinstance(variable, Param) and is_meant(path, variable)
         ]
 
@@ -228,7 +221,7 @@ class SpectralNorm(Layer):
     def _weights(self) -> list[tuple[Path, Any]]:
         weights = [
             (path, variable)
-            for path, variable in _variables(self.layer_instance)
+            for path, variable in variables_of(self.layer_instance)
             if isinstance(variable, Param) and variable.ndim > 1
         ]
         for path, weight in weights:

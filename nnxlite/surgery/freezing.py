@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ..core.filters import All, Filter, to_predicate
-from ..core.graph import taken
+from ..core.filters import All, Filter
+from ..core.graph import variables_of
 from ..core.kinds import Param
 from ..core.variable import Variable
 
@@ -53,13 +53,10 @@ def unfreeze(model: Any, *filters: Filter) -> None:
 
 
 def _mark(model: Any, filters: tuple[Filter, ...], kind: Filter, frozen: bool) -> None:
-    chosen = to_predicate(filters or ...)
-    matches, walk = All(kind, chosen), taken(model)
-    pairs = list(zip(walk.paths, walk.leaves, strict=True))
-    variables = [(path, x) for path, x in pairs if isinstance(x, Variable)]
-    found = [x for path, x in variables if matches(path, x)]
+    chosen = filters or ...
+    found = [variable for _, variable in variables_of(model, All(kind, chosen))]
     if not found and (frozen or filters):
-        others = {type(x).__name__ for path, x in variables if chosen(path, x)}
+        others = {type(x).__name__ for _, x in variables_of(model, chosen)}
         verb = "freeze" if frozen else "unfreeze"
         hint = f", but there are {', '.join(sorted(others))}" if others else ""
         raise ValueError(

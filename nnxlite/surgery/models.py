@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from ..core.arrays import is_array
 from ..core.changes import change, pop
 from ..core.filters import All, Filter, to_predicate
-from ..core.graph import taken
+from ..core.graph import taken, variables_of
 from ..core.kinds import Param
 from ..core.module import iter_nodes
 from ..core.paths import Path, format_path
@@ -25,9 +25,7 @@ from .selection import select
 
 def _variables(model: Any, only: Filter, verb: str) -> list[tuple[Path, Variable[Any]]]:
     """The Variables that match; at least one."""
-    matches, walk = to_predicate(only), taken(model)
-    pairs = zip(walk.paths, walk.leaves, strict=True)
-    found = [(p, x) for p, x in pairs if isinstance(x, Variable) and matches(p, x)]
+    found = variables_of(model, only)
     if not found:
         raise ValueError(
             f"nnx.{verb}: no Variable of {type(model).__name__} matches {only!r}"

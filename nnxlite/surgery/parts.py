@@ -5,7 +5,7 @@ from typing import Any
 
 from ..core.changes import update
 from ..core.filters import Predicate, to_predicate
-from ..core.graph import taken
+from ..core.graph import taken, variables_of
 from ..core.paths import Path, format_path
 from ..core.splitting import GraphState, clone, merge, unpack
 from ..core.state import flat_pairs
@@ -46,7 +46,7 @@ def partition(model: Any, *filters: Any) -> tuple[Any, ...]:
         _of_bools(f, walk.paths) if isinstance(f, Mapping) else to_predicate(f)
         for f in filters
     ]
-    for path, leaf in zip(walk.paths, walk.leaves, strict=True):
+    for path, leaf in walk.pairs:
         pairs = zip(filters, chosen, strict=True)
         both = [f for f, matches in pairs if matches(path, leaf)]
         if len(both) > 1:
@@ -134,8 +134,8 @@ def call_with(model: Any, state: Any, /, *args: Any, **kwargs: Any) -> Any:
       Array([1., 1., 1.], dtype=float32)
     """
     copy = clone(model)
-    for leaf in taken(copy).leaves:
-        if isinstance(leaf, Variable) and leaf._metadata.is_frozen:
-            leaf.set_metadata(frozen=False)
+    for _, variable in variables_of(copy):
+        if variable._metadata.is_frozen:
+            variable.set_metadata(frozen=False)
     update(copy, state)
     return copy(*args, **kwargs)

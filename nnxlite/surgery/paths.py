@@ -11,7 +11,7 @@ import jax
 from ..core.arrays import is_array
 from ..core.changes import misfit, set_child
 from ..core.filters import Filter, to_predicate
-from ..core.graph import taken
+from ..core.graph import variables_of
 from ..core.iteration import iter_graph
 from ..core.kinds import Param
 from ..core.module import Pytree, children_of, iter_nodes
@@ -169,11 +169,7 @@ def named_parameters(
       >>> [name for name, parameter in nnx.named_parameters(model)]
       ['layers.0.bias', 'layers.0.kernel']
     """
-    matches = to_predicate(only)
-    walk = taken(model)
-    for path, leaf in zip(walk.paths, walk.leaves, strict=True):
-        if isinstance(leaf, Variable) and matches(path, leaf):
-            yield dotted(path), leaf
+    return ((dotted(path), variable) for path, variable in variables_of(model, only))
 
 
 def named_modules(model: Any, only: Filter = ...) -> Iterator[tuple[str, Any]]:

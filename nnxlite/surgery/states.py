@@ -138,8 +138,7 @@ def _leaves(value: Any) -> dict[Path, Any]:
     """By path the leaves of a model, State or nested mapping."""
     if isinstance(value, Mapping) and not isinstance(value, Pytree):
         return dict(flat_pairs(value))
-    walk = taken(value)
-    return dict(zip(walk.paths, walk.leaves, strict=True))
+    return dict(taken(value).pairs)
 
 
 def _report(

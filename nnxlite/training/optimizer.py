@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 
 from ..core.arrays import is_array, is_dynamic
-from ..core.filters import Filter, filters_to_predicates, to_predicate
-from ..core.graph import taken
+from ..core.filters import Filter, filters_to_predicates
+from ..core.graph import taken, variables_of
 from ..core.kinds import Param
 from ..core.module import Pytree, children_of, is_leaf, key_of
 from ..core.paths import Path, format_path, set_in
@@ -199,8 +199,7 @@ class Optimizer(Pytree):
         self._learning_rate()[...] = value
 
     def _learning_rate(self) -> Variable[Any]:
-        walk = taken(self.opt_state)
-        for path, leaf in zip(walk.paths, walk.leaves, strict=True):
+        for path, leaf in taken(self.opt_state).pairs:
             if path[-2:] == ("hyperparams", "learning_rate"):
                 return leaf
         raise AttributeError(
@@ -252,15 +251,8 @@ _advance_compiled = jax.jit(_advance, static_argnums=0, inline=True)
 
 
 def _selected(model: Any, wrt: Filter) -> list[tuple[Path, Variable[Any]]]:
-    matches = to_predicate(wrt)
-    walk = taken(model)
-    return [
-        (path, leaf)
-        for path, leaf in zip(walk.paths, walk.leaves, strict=True)
-        if isinstance(leaf, Variable)
-        and matches(path, leaf)
-        and not leaf._metadata.is_frozen
-    ]
+    found = variables_of(model, wrt)
+    return [(path, v) for path, v in found if not v._metadata.is_frozen]
 
 
 def _partitioned(
@@ -384,10 +376,7 @@ def _fitted(grads: Any, parameters: Mapping[Path, Any], model: Any) -> dict[Path
             "what nnx.grad gives, or the second part of what nnx.value_and_grad gives"
         )
     walk = taken(grads)
-    given = {
-        path: leaf.raw_value if isinstance(leaf, Variable) else leaf
-        for path, leaf in zip(walk.paths, walk.leaves, strict=True)
-    }
+    given = dict(zip(walk.paths, walk.values, strict=True))
     problems = [f"missing {format_path(p)}" for p in parameters if p not in given]
     for path in given.keys() & parameters.keys():
         wanted, got = (jax.tree.map(jnp.shape, x[path]) for x in (parameters, given))

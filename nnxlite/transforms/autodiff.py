@@ -219,7 +219,7 @@ def _check_aliasing(others: Mapping[Any, Any], differentiated: dict[int, Path]) 
     walk = Taking()
     for number, arg in others.items():
         walk.take(arg, (number,))
-    for path, variable in zip(walk.paths, walk.leaves, strict=True):
+    for path, variable in walk.pairs:
         if id(variable) in differentiated:
             first = differentiated[id(variable)]
             raise ValueError(
@@ -247,7 +247,7 @@ def _part(
         return part
     walk = Taking()
     walk.take(leaf)
-    for path, value in zip(walk.paths, walk.leaves, strict=True):
+    for path, value in walk.pairs:
         place = (*start, *path)
         if not matches(place[1:], value) or id(value) in differentiated:
             continue

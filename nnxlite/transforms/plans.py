@@ -340,7 +340,7 @@ class Plan:
         walk = Taking()
         for number, node in enumerate(opened.nodes):
             walk.take(node, (number,))
-        for path, leaf in zip(walk.paths, walk.leaves, strict=True):
+        for path, leaf in walk.pairs:
             by_id.setdefault(id(leaf), path)
 
         def below_node(leaf: Any, path: Path) -> Input:

@@ -318,7 +318,7 @@ def _sharded(result: Any, shardings: Any) -> Any:
             return jax.lax.with_sharding_constraint(leaf, sharding)
         walk = Taking()
         walk.take(leaf)
-        for below, inner in zip(walk.paths, walk.leaves, strict=True):
+        for below, inner in walk.pairs:
             if isinstance(inner, Variable):
                 place = (*path, *below)
                 sharding = label_of(shardings, place, inner, "out_shardings")
