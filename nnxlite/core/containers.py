@@ -105,9 +105,6 @@ class List(list[T], Module):
         list.__setitem__(self, slice(None), [elements[k] for k in sorted(elements)])
         super()._nnx_replace({k: v for k, v in items.items() if k not in elements})
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return (_empty, (type(self),), self.__getstate__())
-
 
 class Dict(dict[str, T], Module):
     """A dict of Modules, Variables, arrays or static values, also by attribute.
@@ -189,9 +186,6 @@ class Dict(dict[str, T], Module):
         items = dict(self)
         dict.clear(self)
         dict.update(self, {key: items[key] for key in form})
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return (_empty, (type(self),), self.__getstate__())
 
 
 def _check_overwrite(old: Any, value: Any, where: str) -> None:

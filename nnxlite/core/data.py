@@ -9,7 +9,6 @@ from .module import (
     Marked,
     _check_static,
     _data_in,
-    constructing,
     iter_nodes,
 )
 from .paths import format_path
@@ -80,7 +79,6 @@ def dataclass(cls: Any = None, /, **options: Any) -> Any:
         return lambda cls: dataclass(cls, **options)
     identity_hash = cls.__hash__
     cls = dataclasses.dataclass(cls, **{"repr": False, "eq": False, **options})
-    cls.__init__ = constructing(cls.__init__)
     if options.get("eq") and not options.get("unsafe_hash"):
         cls.__hash__ = identity_hash
     cls._nnx_fields = {

@@ -46,6 +46,9 @@ _level = jax.make_user_context(None)
 _generations = itertools.count(1)
 
 
+_epoch = [0]  # of what surrounds all threads
+
+
 class _ThreadState(threading.local):
     frame: "Frame | None" = None
 
@@ -133,7 +136,11 @@ class Frame:
 
     def enter_level(self) -> None:
         """Separates what JAX traces from here on from what it has kept."""
-        self.contexts.enter_context(_level((_thread.generation, self.depth)))
+        self.contexts.enter_context(_level(self.level()))
+
+    def level(self) -> tuple[int, ...]:
+        """What tells this level from others that JAX may have traced in."""
+        return (_epoch[0], _thread.generation, self.depth)
 
     def leave_level(self) -> None:
         """Makes sure that this level is not used again if JAX may have kept it."""
@@ -228,11 +235,9 @@ def write(variable: Any, value: Any) -> bool:
 
 def renew() -> None:
     """Must be called when something else changes that JAX may have traced."""
-    if _thread.frame is None:
-        _thread.generation = next(_generations)
-    else:
-        _thread.frame.is_cached = True
-        _thread.frame.renew_level()
+    _epoch[0] = next(_generations)
+    if _thread.frame is not None:
+        _thread.frame.contexts.enter_context(_level(_thread.frame.level()))
 
 
 @contextlib.contextmanager

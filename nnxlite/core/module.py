@@ -53,11 +53,15 @@ class _Making(threading.local):
 making = _Making()
 
 
-def constructing(init: Callable[..., None]) -> Callable[..., None]:
+# Called with each new class of nodes.
+class_watchers: list[Callable[[type], None]] = []
+
+
+def _constructing(init: Callable[..., None]) -> Callable[..., None]:
     """The `__init__` of a class, followed by the check of what it has made."""
 
     @functools.wraps(init)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self: Any, /, *args: Any, **kwargs: Any) -> None:
         if type(self).__init__ is not __init__:  # by `super()`
             init(self, *args, **kwargs)
             return
@@ -69,6 +73,7 @@ def constructing(init: Callable[..., None]) -> Callable[..., None]:
         if check is not None:
             check()
 
+    setattr(__init__, "_nnx_constructs", True)  # noqa: B010
     return __init__
 
 
@@ -95,14 +100,15 @@ class Pytree:
     _nnx_names_parts = True  # whether errors name what it holds by paths from here
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        init = cls.__init__
+        if init is not object.__init__ and not hasattr(init, "_nnx_constructs"):
+            setattr(cls, "__init__", _constructing(init))  # noqa: B010
         if making.scope is not None:
             return making.scope.instance(cls, args, kwargs)
         return _empty(cls)
 
     def __init_subclass__(cls, *, pytree: bool = True, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        if "__init__" in vars(cls):
-            setattr(cls, "__init__", constructing(cls.__init__))  # noqa: B010
         if "__slots__" in cls.__dict__ and cls.__dict__["__slots__"]:
             raise TypeError(
                 f"{cls.__name__} defines __slots__, but attributes of a Module live in "
@@ -122,6 +128,8 @@ class Pytree:
                 lambda structure, children: _unflatten(cls, structure, children),
                 lambda node: _flatten(node),
             )
+        for watcher in class_watchers:
+            watcher(cls)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if hasattr(type(getattr(type(self), name, None)), "__set__"):
@@ -203,6 +211,11 @@ class Pytree:
 
     def __repr__(self) -> str:
         return node_repr(self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if type(self).__reduce__ is not object.__reduce__:
+            return self.__reduce__()
+        return (_empty, (type(self),), self.__getstate__())
 
     def __getstate__(self) -> Any:
         return (dict(self._nnx_items()), self._nnx_form())

@@ -144,3 +144,6 @@ for _name, _apply in _COMPARISONS.items():
     _define(_name, _plain(_apply))
 for _name, _apply in _CONVERSIONS.items():
     _define(_name, _unary(_apply))
+
+# The methods that write after reading, with the assignment to a part of the value.
+WRITING = ("__setitem__", *(f"__i{name}__" for name in _ARITHMETIC if name != "divmod"))

@@ -20,7 +20,7 @@ from ..functional.positions import rotary_embedding
 from .dot_product import dot_product_attention
 from .linear import LinearGeneral
 from .normalization import LayerNorm
-from .policy import Layer, Policy, settle
+from .policy import DEFAULT_POLICY, Layer, Policy, settle
 from .shell import blame, mode
 
 
@@ -110,7 +110,7 @@ class MultiHeadAttention(Layer):
         out_dot_general: Callable[..., Array] | None = None,
         qkv_dot_general_cls: Any = None,
         out_dot_general_cls: Any = None,
-        policy: Policy = Policy(),
+        policy: Policy = DEFAULT_POLICY,
         rngs: Rngs,
         keep_rngs: bool = True,
         kernel_metadata: Mapping[str, Any] = NO_METADATA,

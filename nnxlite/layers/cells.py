@@ -22,7 +22,7 @@ from ..functional.kernels import frozen
 from ..functional.recurrent import gru, lstm, simple_rnn
 from .convolution import Conv
 from .linear import Linear
-from .policy import Layer, Policy, settle
+from .policy import DEFAULT_POLICY, Layer, Policy, settle
 from .shell import apply, check_given
 
 Function = Callable[..., Any]
@@ -197,7 +197,7 @@ class _GatedCell(_Cell):
         carry_init: Function | None = None,
         promote_dtype: PromoteDtype | None = None,
         keep_rngs: bool = False,
-        policy: Policy = Policy(),
+        policy: Policy = DEFAULT_POLICY,
         rngs: Rngs,
         kernel_metadata: Mapping[str, Any] = NO_METADATA,
         recurrent_kernel_metadata: Mapping[str, Any] = NO_METADATA,
@@ -390,7 +390,7 @@ class SimpleCell(_Cell):
         bias_init: Function = initializers.zeros,
         promote_dtype: PromoteDtype | None = None,
         keep_rngs: bool = False,
-        policy: Policy = Policy(),
+        policy: Policy = DEFAULT_POLICY,
         rngs: Rngs,
         kernel_metadata: Mapping[str, Any] = NO_METADATA,
         recurrent_kernel_metadata: Mapping[str, Any] = NO_METADATA,
@@ -462,7 +462,7 @@ class ConvLSTMCell(_Cell):
         carry_init: Function | None = None,
         promote_dtype: PromoteDtype | None = None,
         keep_rngs: bool = False,
-        policy: Policy = Policy(),
+        policy: Policy = DEFAULT_POLICY,
         rngs: Rngs,
         kernel_metadata: Mapping[str, Any] = NO_METADATA,
         recurrent_kernel_metadata: Mapping[str, Any] = NO_METADATA,

@@ -15,7 +15,7 @@ from ..functional.convolution import conv, conv_transpose
 from ..functional.dtypes import PromoteDtype
 from ..functional.kernels import Pads, Sizes, frozen
 from . import lazy
-from .policy import Layer, Policy, settle
+from .policy import DEFAULT_POLICY, Layer, Policy, settle
 from .shell import apply, check_given, parameters
 
 
@@ -83,7 +83,7 @@ class Conv(Layer):
         conv_general_dilated: Callable[..., Array] = lax.conv_general_dilated,
         promote_dtype: PromoteDtype | None = None,
         preferred_element_type: DTypeLike | None = None,
-        policy: Policy = Policy(),
+        policy: Policy = DEFAULT_POLICY,
         rngs: Rngs,
         kernel_metadata: Mapping[str, Any] = NO_METADATA,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
@@ -199,7 +199,7 @@ class ConvTranspose(Layer):
         transpose_kernel: bool = False,
         promote_dtype: PromoteDtype | None = None,
         preferred_element_type: DTypeLike | None = None,
-        policy: Policy = Policy(),
+        policy: Policy = DEFAULT_POLICY,
         rngs: Rngs,
         kernel_metadata: Mapping[str, Any] = NO_METADATA,
         bias_metadata: Mapping[str, Any] = NO_METADATA,

@@ -24,7 +24,7 @@ from ..functional.linear import (
     operands,
 )
 from .lazy import Sizes
-from .policy import Layer, Policy, settle
+from .policy import DEFAULT_POLICY, Layer, Policy, settle
 from .shell import apply, check_given, parameters
 
 
@@ -70,7 +70,7 @@ class Linear(Layer):
         dot_general: Callable[..., Array] = lax.dot_general,
         promote_dtype: PromoteDtype | None = None,
         preferred_element_type: DTypeLike | None = None,
-        policy: Policy = Policy(),
+        policy: Policy = DEFAULT_POLICY,
         rngs: Rngs,
         kernel_metadata: Mapping[str, Any] = NO_METADATA,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
@@ -160,7 +160,7 @@ class LinearGeneral(Layer):
         dot_general: Callable[..., Array] | None = None,
         dot_general_cls: Any = None,
         preferred_element_type: DTypeLike | None = None,
-        policy: Policy = Policy(),
+        policy: Policy = DEFAULT_POLICY,
         rngs: Rngs,
         kernel_metadata: Mapping[str, Any] = NO_METADATA,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
@@ -301,7 +301,7 @@ class Einsum(Layer):
         promote_dtype: PromoteDtype | None = None,
         einsum_op: Callable[..., Array] = jnp.einsum,
         preferred_element_type: DTypeLike | None = None,
-        policy: Policy = Policy(),
+        policy: Policy = DEFAULT_POLICY,
         rngs: Rngs,
         kernel_metadata: Mapping[str, Any] = NO_METADATA,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
@@ -382,7 +382,7 @@ class Embed(Layer):
             1.0, "fan_in", "normal", out_axis=0
         ),
         promote_dtype: PromoteDtype | None = None,
-        policy: Policy = Policy(),
+        policy: Policy = DEFAULT_POLICY,
         rngs: Rngs,
         embedding_metadata: Mapping[str, Any] = NO_METADATA,
     ):

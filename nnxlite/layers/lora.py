@@ -16,7 +16,7 @@ from ..functional.dtypes import PromoteDtype
 from ..functional.weights import low_rank
 from .lazy import Sizes
 from .linear import Linear
-from .policy import Layer, Policy, settle
+from .policy import DEFAULT_POLICY, Layer, Policy, settle
 from .shell import apply, check_given, parameters
 
 
@@ -80,7 +80,7 @@ class LoRA(Layer):
         b_initializer: Callable[..., Any] = initializers.zeros,
         lora_param_type: type[Variable[Any]] = LoRAParam,
         promote_dtype: PromoteDtype | None = None,
-        policy: Policy = Policy(),
+        policy: Policy = DEFAULT_POLICY,
         rngs: Rngs,
         a_metadata: Mapping[str, Any] = NO_METADATA,
         b_metadata: Mapping[str, Any] = NO_METADATA,
@@ -177,7 +177,7 @@ class LoRALinear(Linear):
             b_initializer=b_initializer,
             lora_param_type=lora_param_type,
             promote_dtype=lora_promote_dtype,
-            policy=kwargs.get("policy", Policy()),
+            policy=kwargs.get("policy", DEFAULT_POLICY),
             rngs=rngs,
             a_metadata=a_metadata,
             b_metadata=b_metadata,

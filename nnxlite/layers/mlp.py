@@ -15,7 +15,7 @@ from ..functional import initializers
 from ..functional.activations import gated, prelu, silu
 from ..functional.dtypes import PromoteDtype
 from .linear import Linear
-from .policy import Layer, Policy, settle
+from .policy import DEFAULT_POLICY, Layer, Policy, settle
 from .shell import apply, check_given
 
 
@@ -45,7 +45,7 @@ class PReLU(Layer):
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike | None = None,
         promote_dtype: PromoteDtype | None = None,
-        policy: Policy = Policy(),
+        policy: Policy = DEFAULT_POLICY,
         negative_slope_metadata: Mapping[str, Any] = NO_METADATA,
     ):
         settle(
@@ -103,7 +103,7 @@ class GatedMLP(Layer):
         kernel_init: Callable[..., Any] = initializers.lecun_normal(),
         bias_init: Callable[..., Any] = initializers.zeros,
         promote_dtype: PromoteDtype | None = None,
-        policy: Policy = Policy(),
+        policy: Policy = DEFAULT_POLICY,
         rngs: Rngs,
         kernel_metadata: Mapping[str, Any] = NO_METADATA,
         bias_metadata: Mapping[str, Any] = NO_METADATA,

@@ -25,7 +25,7 @@ from ..functional.normalization import (
     layer_norm,
 )
 from .lazy import Sizes
-from .policy import Layer, Policy, settle
+from .policy import DEFAULT_POLICY, Layer, Policy, settle
 from .shell import apply, initial, mode, parameters
 
 Groups = Sequence[Sequence[int]] | None
@@ -144,7 +144,7 @@ class BatchNorm(Layer):
         axis_index_groups: Groups = None,
         use_fast_variance: bool = True,
         promote_dtype: PromoteDtype | None = None,
-        policy: Policy = Policy(),
+        policy: Policy = DEFAULT_POLICY,
         rngs: Rngs,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
         scale_metadata: Mapping[str, Any] = NO_METADATA,
@@ -241,7 +241,7 @@ class LayerNorm(Layer):
         axis_index_groups: Groups = None,
         use_fast_variance: bool = True,
         promote_dtype: PromoteDtype | None = None,
-        policy: Policy = Policy(),
+        policy: Policy = DEFAULT_POLICY,
         rngs: Rngs,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
         scale_metadata: Mapping[str, Any] = NO_METADATA,
@@ -301,7 +301,7 @@ class RMSNorm(Layer):
         axis_index_groups: Groups = None,
         use_fast_variance: bool = True,
         promote_dtype: PromoteDtype | None = None,
-        policy: Policy = Policy(),
+        policy: Policy = DEFAULT_POLICY,
         rngs: Rngs,
         scale_metadata: Mapping[str, Any] = NO_METADATA,
     ):
@@ -387,7 +387,7 @@ class GroupNorm(Layer):
         axis_index_groups: Groups = None,
         use_fast_variance: bool = True,
         promote_dtype: PromoteDtype | None = None,
-        policy: Policy = Policy(),
+        policy: Policy = DEFAULT_POLICY,
         rngs: Rngs,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
         scale_metadata: Mapping[str, Any] = NO_METADATA,
@@ -464,7 +464,7 @@ class InstanceNorm(Layer):
         axis_index_groups: Groups = None,
         use_fast_variance: bool = True,
         promote_dtype: PromoteDtype | None = None,
-        policy: Policy = Policy(),
+        policy: Policy = DEFAULT_POLICY,
         rngs: Rngs,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
         scale_metadata: Mapping[str, Any] = NO_METADATA,

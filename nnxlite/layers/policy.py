@@ -2,14 +2,14 @@
 
 import contextlib
 import dataclasses
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from ..core.filters import to_predicate
+from ..core.interception import POLICY, Interceptor, entered, seen
 from ..core.module import Module
 from ..functional.dtypes import PromoteDtype, promote_dtype
 
@@ -44,27 +44,21 @@ class Policy:
     promote_dtype: PromoteDtype = promote_dtype
 
 
-class _Default(threading.local):
-    policy: Policy | None = None
+DEFAULT_POLICY = Policy()  # of layers that are given none: that of `dtype_policy`
 
 
-_default = _Default()
-_NO_POLICY = Policy()
-
-
-@contextlib.contextmanager
 def dtype_policy(
     policy: Policy | None = None,
     *,
-    param: DTypeLike = jnp.float32,
+    param: DTypeLike | None = None,
     compute: DTypeLike | None = None,
-) -> Iterator[None]:
+) -> contextlib.AbstractContextManager[None]:
     """A context in which layers are made with a policy that need not be handed down.
 
     A policy that a layer is given, and arguments of its own, come first.
 
     Args:
-        policy: the policy; or its two main entries:
+        policy: the policy, by default `Policy()`; of it these are changed:
         param: the dtype of parameters.
         compute: in which dtype to compute.
 
@@ -75,12 +69,12 @@ def dtype_policy(
         >>> layer(jnp.ones(2)).dtype, layer.kernel.dtype
         (dtype(bfloat16), dtype('float32'))
     """
-    around = _default.policy
-    _default.policy = policy or Policy(dtype=compute, param_dtype=param)
-    try:
-        yield
-    finally:
-        _default.policy = around
+    policy = policy or Policy()
+    if param is not None:
+        policy = dataclasses.replace(policy, param_dtype=param)
+    if compute is not None:
+        policy = dataclasses.replace(policy, dtype=compute)
+    return entered(Interceptor(POLICY, policy, to_predicate(None)))
 
 
 def settle(policy: Policy, layer: Any, **given: Any) -> None:
@@ -94,8 +88,8 @@ def settle(policy: Policy, layer: Any, **given: Any) -> None:
             f"{type(layer).__name__}: policy must be an nnx.Policy, such as nnx.Policy("
             f"dtype=jnp.bfloat16); got {policy!r}."
         )
-    if policy == _NO_POLICY and _default.policy is not None:
-        policy = _default.policy
+    if policy is DEFAULT_POLICY and (around := seen(POLICY)):
+        policy = around[-1].function
     for name, value in given.items():
         setattr(layer, name, getattr(policy, name) if value is None else value)
 

@@ -24,7 +24,7 @@ from ..functional.dtypes import PromoteDtype
 from ..functional.kernels import frozen
 from ..functional.weights import spectral_norm, weight_norm
 from .lazy import is_open, lazy_init, may_infer
-from .policy import Layer, Policy, settle
+from .policy import DEFAULT_POLICY, Layer, Policy, settle
 from .shell import apply, mode, parameters
 
 _RANDOM = initializers.normal()
@@ -80,7 +80,7 @@ class WeightNorm(Layer):
         param_dtype: DTypeLike | None = None,
         variable_filter: Filter = PathContains("kernel", exact=True),
         promote_dtype: PromoteDtype | None = None,
-        policy: Policy = Policy(),
+        policy: Policy = DEFAULT_POLICY,
         rngs: Rngs,
     ):
         self.layer_instance = layer_instance
@@ -196,7 +196,7 @@ class SpectralNorm(Layer):
         error_on_non_matrix: bool = False,
         update_stats: bool = True,
         promote_dtype: PromoteDtype | None = None,
-        policy: Policy = Policy(),
+        policy: Policy = DEFAULT_POLICY,
         rngs: Rngs,
     ):
         self.layer_instance = layer_instance

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from ..core import frames
 from ..core.arrays import is_array
 from ..core.errors import checks, failures
 from ..core.filters import Filter
@@ -92,7 +93,7 @@ def explain_retrace(function: Any) -> str:
     return function.explained()
 
 
-class check_nans(contextlib.ContextDecorator):
+def check_nans(only: Filter = ...) -> contextlib.AbstractContextManager[None]:
     """A context in which the first Module that makes a NaN or inf raises an error.
 
     Eagerly and in compiled functions; these are compiled anew. What is called with a
@@ -102,7 +103,7 @@ class check_nans(contextlib.ContextDecorator):
       only: which Modules.
 
     Raises:
-      FloatingPointError: inside, with the path; from compiled functions, when they run.
+      FloatingPointError: inside, with the path.
 
     Example:
       >>> import jax.numpy as jnp, nnxlite as nnx
@@ -115,15 +116,7 @@ class check_nans(contextlib.ContextDecorator):
       ...     print(error)
       Linear 'layers[0]' returns NaN or inf
     """
-
-    def __init__(self, only: Filter = ...):
-        self._context = intercept(_check_output, only=only)
-
-    def __enter__(self) -> None:
-        self._context.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._context.__exit__(*error)
+    return intercept(_check_output, only=only)
 
 
 def _check_output(next: Any, args: Any, kwargs: Any, call: Call) -> Any:
@@ -146,16 +139,16 @@ def _any_bad(tree: Any) -> Any:
 def error_if(x: T, pred: Any, message: str, kind: type[Exception] = ValueError) -> T:
     """Returns `x`, but raises an error if a condition holds; also in compiled code.
 
+    A function of `nnx.jit` that has such a check is waited for at every call, so that
+    the call raises the error, before it changes anything. Under plain `jax.jit` the
+    error comes when the result is waited for, inside of one that JAX makes of it.
+
     Args:
       x: an array or a pytree of them; go on with what is returned, since a check of
         what nobody uses is dropped from compiled code.
       pred: a bool or an array of bools; any True is an error.
       message: the text of the error.
       kind: its class.
-
-    A function of `nnx.jit` that has such a check is waited for at every call, so that
-    the call raises the error, before it changes anything. Under plain `jax.jit` the
-    error comes when the result is waited for, inside of one that JAX makes of it.
 
     Raises:
       ValueError: with the message.
@@ -181,6 +174,9 @@ def error_if(x: T, pred: Any, message: str, kind: type[Exception] = ValueError) 
         return ~np.asarray(is_bad)
 
     checks.count += 1
+    frame = frames.current()
+    if frame is not None:  # what JAX traces here is not to be found again uncounted
+        frame.is_cached = True
     shape = jax.ShapeDtypeStruct((), bool)
     good = jax.pure_callback(check, shape, is_bad, vmap_method="expand_dims")
 

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..core import interception
 from ..core.frames import is_local
 from ..core.module import Pytree
 from ..core.state import State
@@ -354,7 +355,7 @@ def unbound(function: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         elif isinstance(function, Pytree) or _is_plain_callable(function):
             args, function = (function, *args), type(function).__call__
         else:
-            return function, args, keywords
+            return interception.original(function), args, keywords
 
 
 def positional_parameters(function: Callable[..., Any]) -> list[str]:

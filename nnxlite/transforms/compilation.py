@@ -15,8 +15,9 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 import jax
 
 from ..core import interception
-from ..core.errors import HiddenError, raise_own, title_of
+from ..core.errors import HiddenError, checks, raise_own, title_of
 from ..core.frames import NO_TRACE, everywhere, is_outermost, neutral_level
+from ..core.statics import static_key
 from ..core.variable import MISSING
 from ..core.workarounds import get_opaque_trace_state
 from .boundary import apply
@@ -103,7 +104,11 @@ class Jitted(Generic[P, R]):
         """What the function sees besides objects, by name."""
         view = self._view
         assert view is not None
-        return {name: key for (_, name), key in view.constants}
+        around = interception.seen()
+        return {
+            **{f"the constant {name!r}": key for (_, name), key in view.constants},
+            **{f"interceptor {n}": static_key(x) for n, x in enumerate(around)},
+        }
 
     def explained(self) -> str:
         """What changed between the last two traces, as text."""
@@ -128,8 +133,6 @@ class Jitted(Generic[P, R]):
             ignored = view.ignored if view is not None else frozenset()
             view = self._view = View(self.function, self._tokens, ignored)
         captured, constants = view.look()
-        if others := interception.seen():
-            captured = [*captured, *others]
         return Opened(args, kwargs, captured, constants, view.ignored)
 
     def _prepared(
@@ -157,6 +160,7 @@ class Jitted(Generic[P, R]):
             else:
                 departure = program(plan, opened, values)
             if program.has_checks:
+                checks.count += 1
                 jax.block_until_ready(departure)
         except Exception as error:
             raise_own(error)

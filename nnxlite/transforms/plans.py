@@ -108,13 +108,14 @@ class Opened:
             key.append(tuple(names))
             args += tuple(kwargs[name] for name in names)
         self._sort((*args, *captured) if captured else args, key)
+        if interception.active:
+            self._sort(interception.seen(), key)
+            key.append(interception.paths_of(self.nodes))
         self.key = tuple(key)
 
     def with_view(self, view: View) -> "Opened":
         """The same arguments with another view of the surroundings."""
-        captured, constants = view.look()
-        captured = [*captured, *interception.seen()]
-        return Opened(self.args, self.kwargs, captured, constants, view.ignored)
+        return Opened(self.args, self.kwargs, *view.look(), view.ignored)
 
     def _sort(self, values: Iterable[Any], key: list[Any]) -> None:
         for value in values:
@@ -242,6 +243,7 @@ class Plan:
             tuple(r.key if isinstance(r, Static) else r for r in walk.records),
             self.packing and (self.packing.treedef, tuple(self.packing.statics)),
             tuple(n for n, v in enumerate(variables) if not is_dynamic(v.raw_value)),
+            interception.hits(walk.objects),
         )
         self.is_current = True
         watcher = weakref.ref(self)

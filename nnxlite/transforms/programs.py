@@ -232,7 +232,7 @@ class Program:
             names.get(id(x), f"{type(x).__name__} {number} that it sees")
             for number, x in enumerate(objects)
         ]
-        _, records, _, odd = plan.structure
+        _, records, _, odd, _ = plan.structure
         shapes = [jax.typeof(x) for x in values[:below]]
         constants = self.owner.constants_seen()
         return Trace(arguments, roots, records, odd, shapes, constants)

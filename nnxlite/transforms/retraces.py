@@ -58,7 +58,7 @@ def _places(trace: Trace) -> dict[str, tuple[Any, str]]:
     """By name, what is compared and its text."""
     places = {name: (x, _text(x)) for name, x in trace.arguments.items()}
     for name, key in trace.constants.items():
-        places[f"the constant {name!r}"] = (key, _text(key))
+        places[name] = (key, _text(key))
     records, shapes = iter(trace.records), iter(trace.shapes)
     variables = arrays = 0
 
