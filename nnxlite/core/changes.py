@@ -87,6 +87,11 @@ def _plan_update(
         is_copy = isinstance(given, Variable) and given._metadata.is_frozen
         if target._metadata.is_frozen and not is_copy:
             problem = "is frozen (nnx.unfreeze lets it be written)"
+        if isinstance(given, Variable) and _shows(given) != _shows(target):
+            problem = (
+                "shows a function of what it stores (see nnx.parametrize), and not the "
+                "same in both: nnx.unparametrize makes it plain"
+            )
         if problem:
             problems.append(f"{where} {problem}")
         elif isinstance(given, Variable):
@@ -127,6 +132,10 @@ def _plan_update(
                 problems.append(f"{format_path(here)} {problem}")
             else:
                 writes.append(lambda k=key, v=value: set_child(target, k, v))
+
+
+def _shows(variable: Variable[Any]) -> Any:
+    return variable.get_metadata("parametrization", None)
 
 
 def to_plain(value: Any) -> Any:

@@ -377,13 +377,13 @@ def described(record: Any) -> str:
     return "an array" if isinstance(record, ArrayRecord) else "an object met before"
 
 
-def descriptions(records: Iterable[Any]) -> Iterator[tuple[Path, str]]:
-    """Path and text of every record of one value."""
+def records_by_path(records: Iterable[Any]) -> Iterator[tuple[Path, Any]]:
+    """Path and record of everything in the next value of some records."""
     rest = iter(records)
 
-    def visit(path: Path) -> Iterator[tuple[Path, str]]:
+    def visit(path: Path) -> Iterator[tuple[Path, Any]]:
         record = next(rest)
-        yield path, described(record)
+        yield path, record
         if isinstance(record, (NodeRecord, ContainerRecord)):
             for key in record.keys:
                 yield from visit((*path, key))

@@ -442,8 +442,8 @@ def _updated(old: Any, index: Any, new: Any) -> Any:
     except ValueError:
         raise ValueError(
             f"`v[...] = x` keeps the shape {old.shape}, but x has the shape "
-            f"{jnp.shape(new)}, which does not broadcast to it; to change the shape "
-            "write `v.value = x`"
+            f"{getattr(new, 'shape', new)}, which does not broadcast to it; to change "
+            "the shape write `v.value = x`"
         ) from None
 
 

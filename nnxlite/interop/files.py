@@ -8,6 +8,7 @@ or its shapes, to load into.
 
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.arrays import is_array
-from ..core.filters import All, Filter, to_predicate
-from ..core.graph import taken
+from ..core.filters import All, Filter
+from ..core.graph import Putting, taken
+from ..core.module import Pytree
 from ..core.paths import Path, format_path
-from ..core.splitting import clone
 from ..core.state import State
 from ..core.variable import Variable
 from ..surgery.paths import as_path, dotted
-from ..surgery.states import load_state
+from ..surgery.states import fitted, leaves_of
 
 _HELD = frozenset(
     "bool bfloat16 float16 float32 float64 complex64 int8 int16 int32 int64".split()
@@ -57,20 +58,25 @@ def save(file: str | os.PathLike[str], model: Any, only: Filter = ...) -> None:
     """
     tensors: dict[str, Any] = {}
     notes: dict[str, str] = {}
-    for path, leaf in _leaves(model, All(only, _is_kept)):
+    is_meant = All(only, _is_kept)
+    for path, leaf in leaves_of(model).items():
+        if not is_meant(path, leaf):
+            continue
         name = _name(path)
+        if name in notes or name in tensors:
+            raise TypeError(f"a file cannot have two values at {name!r}")
         value = leaf.raw_value if isinstance(leaf, Variable) else leaf
-        arrays = jax.tree.leaves(value)
-        if is_array(value):
-            tensors[name], note = _plain(value, path)
-        elif arrays and all(map(is_array, arrays)):
-            note = {"leaves": len(arrays)}
-            for number, array in enumerate(arrays):
-                tensors[f"{name}/{number}"], _ = _plain(array, path)
-        else:
-            note = {"value": value}
-        if note:
-            notes[name] = _json(note, path)
+        parts, treedef = jax.tree.flatten(value)
+        names = [name]
+        if not parts or not jax.tree_util.treedef_is_leaf(treedef):
+            names = [f"{name}/{number}" for number in range(len(parts))]
+            notes[name] = json.dumps({"leaves": len(parts)})
+        for part_name, part in zip(names, parts, strict=True):
+            note = {"value": part}
+            if is_array(part):
+                tensors[part_name], note = _plain(part, path)
+            if note:
+                notes[part_name] = _json(note, path)
     name = os.fspath(file)
     _safetensors().numpy.save_file(tensors, f"{name}.part", notes)
     os.replace(f"{name}.part", name)
@@ -101,32 +107,41 @@ def load(file: str | os.PathLike[str], like: Any, *, strict: bool = True) -> Any
       3
     """
     with _safetensors().safe_open(file, framework="flax") as opened:
-        notes = opened.metadata() or {}
-        arrays = {name: opened.get_tensor(name) for name in opened.keys()}
-    model = clone(like)
-    leaves = {_name(path): (path, leaf) for path, leaf in _leaves(model, ...)}
-    found: dict[Path, Any] = {}
-    for name, text in notes.items():
-        path, leaf = leaves.get(name, (as_path(name), None))
-        note = json.loads(text)
+        notes = {k: json.loads(x) for k, x in (opened.metadata() or {}).items()}
+        parts = {name: opened.get_tensor(name) for name in opened.keys()}
+    for name, note in notes.items():
         if "key" in note:
-            found[path] = jax.random.wrap_key_data(arrays.pop(name), impl=note["key"])
+            parts[name] = jax.random.wrap_key_data(parts[name], impl=note["key"])
         elif "dtype" in note:
-            found[path] = np.asarray(arrays.pop(name)).view(note["dtype"])
-        elif "leaves" in note:
-            parts = [arrays.pop(f"{name}/{n}") for n in range(note["leaves"])]
+            array = np.asarray(parts[name]).view(note["dtype"])
+            parts[name] = array.reshape(note["shape"])
+        elif "value" in note:
+            parts[name] = note["value"]
+    wanted = leaves_of(like)
+    paths = {_name(path): path for path in wanted}
+    for name, note in notes.items():
+        if "leaves" in note:
+            values = [parts.pop(f"{name}/{n}") for n in range(note["leaves"])]
+            leaf = wanted.get(paths.get(name, ()))
             treedef = jax.tree.structure(getattr(leaf, "raw_value", leaf))
-            fits = treedef.num_leaves == len(parts)
-            found[path] = treedef.unflatten(parts) if fits else parts
-        else:
-            found[path] = Variable(note["value"])  # so that a dict is no level
-    for name, array in arrays.items():
-        found[leaves[name][0] if name in leaves else as_path(name)] = array
-    for path, leaf in leaves.values():
+            fits = treedef.num_leaves == len(values)
+            parts[name] = treedef.unflatten(values) if fits else values
+    # In Variables, so that a dict is no level of the State.
+    found = {paths.get(name, as_path(name)): Variable(x) for name, x in parts.items()}
+    for path, leaf in wanted.items():
         if not _is_kept(path, leaf):
             found.setdefault(path, leaf)
-    load_state(model, State.from_pairs(found.items()), strict=strict)
-    return model
+    _, news = fitted(like, found, strict)
+    leaves = [
+        (path, leaf.copy(news.get(path, leaf.raw_value)))
+        if isinstance(leaf, Variable)
+        else (path, news.get(path, leaf))
+        for path, leaf in wanted.items()
+    ]
+    if isinstance(like, Mapping) and not isinstance(like, Pytree):
+        return State.from_pairs(leaves)
+    rest = iter([leaf for _, leaf in leaves])
+    return Putting(taken(like).records, lambda _: next(rest)).put()
 
 
 def _safetensors() -> Any:
@@ -140,11 +155,6 @@ def _safetensors() -> Any:
     return safetensors
 
 
-def _leaves(model: Any, only: Filter) -> list[tuple[Path, Any]]:
-    matches = to_predicate(only)
-    return [(path, leaf) for path, leaf in taken(model).pairs if matches(path, leaf)]
-
-
 def _is_kept(path: Path, leaf: Any) -> bool:
     return not isinstance(leaf, Variable) or leaf.get_metadata("persistent", True)
 
@@ -155,7 +165,7 @@ def _name(path: Path) -> str:
             f"a file cannot have {format_path(path)!r}: its keys must have no dots, "
             "brackets or slashes"
         )
-    return dotted(path)
+    return dotted(path) or "value"
 
 
 def _plain(array: Any, path: Path) -> tuple[Any, dict[str, Any]]:
@@ -165,10 +175,11 @@ def _plain(array: Any, path: Path) -> tuple[Any, dict[str, Any]]:
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         note = {"key": str(jax.random.key_impl(array))}
         return np.asarray(jax.random.key_data(array)), note
-    array, dtype = np.asarray(array), str(array.dtype)
-    if dtype in _HELD:
-        return np.require(array, requirements="C"), {}
-    return np.require(array, requirements="C").view(np.uint8), {"dtype": dtype}
+    array = np.require(np.asarray(array), requirements="C")
+    if str(array.dtype) in _HELD:
+        return array, {}
+    note = {"dtype": str(array.dtype), "shape": array.shape}
+    return array.reshape(-1).view(np.uint8), note
 
 
 def _json(note: Any, path: Path) -> str:

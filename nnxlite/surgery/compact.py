@@ -76,13 +76,15 @@ class _Scope:
         self.owner = owner
         self.method = method.__name__
         self.around = around
-        kept = getattr(owner, _KEPT, ())
+        self.kept = getattr(owner, _KEPT, None)
+        kept = self.kept or ()
         self.known = {name: text for by, name, text in kept if by == self.method}
         self.is_first = not self.known
         self.made: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
         self.waiting: dict[int, str] = {}  # by id, the names of instances to construct
         self.drawn: list[tuple[Variable[Any], Any]] = []
+        self.inner: list[_Scope] = []
 
     def is_of(self, owner: Any, method: Callable[..., Any]) -> bool:
         return self.owner is owner and self.method == method.__name__
@@ -105,7 +107,8 @@ class _Scope:
                 f"name {name!r}: give each a name of its own"
             )
         self.made[name] = text
-        if self.is_first:
+        is_gone = self.known.get(name) == text and not hasattr(self.owner, name)
+        if self.is_first or is_gone:
             if hasattr(self.owner, name):
                 raise ValueError(
                     f"{name_of(self.owner)}: the compact method makes {text} of the "
@@ -167,15 +170,23 @@ class _Scope:
 
     def undo(self) -> None:
         """After an error: takes away what the first call has made."""
+        for inner in self.inner:
+            inner.undo()
         if self.is_first:
             for name in self.made:
                 if name in vars(self.owner):
                     delattr(self.owner, name)
+            if self.kept is None and hasattr(self.owner, _KEPT):
+                delattr(self.owner, _KEPT)
+            elif self.kept is not None:
+                setattr(self.owner, _KEPT, self.kept)
             for variable, value in reversed(self.drawn):
                 variable.value = value
 
     def finish(self) -> None:
         """Remembers what the first call has made."""
+        if self.around is not None:
+            self.around.inner.append(self)
         if self.is_first and self.made:
             new = [(self.method, name, text) for name, text in self.made.items()]
             setattr(self.owner, _KEPT, (*getattr(self.owner, _KEPT, ()), *new))
@@ -192,7 +203,9 @@ def _text(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     def shown(value: Any) -> str:
         if is_data(value) or isinstance(value, Pytree):
             return type(value).__name__
-        return getattr(value, "__qualname__", None) or repr(value)
+        if callable(value):  # whose repr may tell an address
+            return getattr(value, "__qualname__", type(value).__name__)
+        return repr(value)
 
     parts = [shown(x) for x in args]
     parts += [f"{k}={shown(x)}" for k, x in kwargs.items() if k not in ("name", "rngs")]

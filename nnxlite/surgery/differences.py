@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.arrays import is_array
-from ..core.graph import descriptions, taken
+from ..core.graph import described, records_by_path, taken
 from ..core.paths import Path, format_path
 
 
@@ -67,19 +67,23 @@ def diff(a: Any, b: Any, *, rtol: float = 0.0, atol: float = 0.0) -> Difference:
         if here is None or there is None:
             gone.add(path)
             text = f"only in the {'second' if here is None else 'first'}: "
-            lines[format_path(path)] = text + (here or there or ("", None))[0]
+            lines[format_path(path)] = text + (here or there or ("", None, ""))[2]
         elif here[0] != there[0]:
-            lines[format_path(path)] = f"{here[0]} -> {there[0]}"
+            another = "another " if here[2] == there[2] else ""
+            lines[format_path(path)] = f"{here[2]} -> {another}{there[2]}"
         elif text := _value_difference(here[1], there[1], rtol, atol):
             lines[format_path(path)] = text
     return Difference(lines)
 
 
-def _places(value: Any) -> dict[Path, tuple[str, Any]]:
-    """By path: what is there as text, and the value of a leaf."""
+def _places(value: Any) -> dict[Path, tuple[Any, Any, str]]:
+    """By path: the record of what is there, the value of a leaf, and text."""
     walk = taken(value)
     values = dict(zip(walk.paths, walk.values, strict=True))
-    return {path: (text, values.get(path)) for path, text in descriptions(walk.records)}
+    return {
+        path: (record, values.get(path), described(record))
+        for path, record in records_by_path(walk.records)
+    }
 
 
 def _value_difference(a: Any, b: Any, rtol: float, atol: float) -> str | None:
@@ -101,10 +105,9 @@ def _value_difference(a: Any, b: Any, rtol: float, atol: float) -> str | None:
         return None
     if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
         a, b = jax.random.key_data(a), jax.random.key_data(b)
-    is_inexact = jnp.issubdtype(a.dtype, jnp.inexact)
     wide = np.complex128 if jnp.iscomplexobj(a) else np.float64
     x, y = (np.asarray(v).astype(wide) for v in (a, b))
-    same = np.isclose(x, y, rtol, atol, equal_nan=True) if is_inexact else x == y
+    same = np.isclose(x, y, rtol, atol, equal_nan=True)
     if same.all():
         return None
     with np.errstate(all="ignore"):

@@ -1,6 +1,7 @@
 """Whole models: cast, placed, initialized anew, adapted, cleaned up."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,7 +35,7 @@ def _variables(model: Any, only: Filter, verb: str) -> list[tuple[Path, Variable
 
 
 def cast(model: Any, dtype: DTypeLike, only: Filter = ...) -> None:
-    """Casts the floats of a model to a dtype, in place.
+    """Casts the Variables of a model that hold floats to a dtype, in place.
 
     Integers, bools and random keys stay as they are.
 
@@ -54,15 +55,25 @@ def cast(model: Any, dtype: DTypeLike, only: Filter = ...) -> None:
       >>> model.kernel.dtype
       dtype(bfloat16)
     """
-    if not jnp.issubdtype(dtype, jnp.inexact):
+    if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"nnx.cast: {dtype!r} is no floating dtype, as jnp.bfloat16 is")
 
     def converted(x: Any) -> Any:
-        is_float = is_array(x) and jnp.issubdtype(x.dtype, jnp.floating)
-        return x.astype(dtype) if is_float else x
+        if isinstance(x, Uninferred):
+            is_float = jnp.issubdtype(x.dtype, jnp.floating)
+            return dataclasses.replace(x, dtype=dtype) if is_float else x
+        if not is_array(x) or not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
+        return x.astype(dtype)
+
+    def is_uninferred(x: Any) -> bool:
+        return isinstance(x, Uninferred)
 
     for _, variable in _variables(model, only, "cast"):
-        variable._write(jax.tree.map(converted, variable.raw_value))
+        value = jax.tree.map(converted, variable.raw_value, is_leaf=is_uninferred)
+        variable._write(value)
 
 
 def device_put(model: Any, where: Any, only: Filter = ...) -> None:
@@ -84,10 +95,13 @@ def device_put(model: Any, where: Any, only: Filter = ...) -> None:
       >>> model.kernel.devices() == {jax.devices()[0]}
       True
     """
+    placed = []
     for path, variable in _variables(model, only, "device_put"):
         place = where(path, variable) if callable(where) else where
         if place is not None:
-            variable._write(jax.device_put(variable.raw_value, place))
+            placed.append((variable, jax.device_put(variable.raw_value, place)))
+    for variable, value in placed:
+        variable._write(value)
 
 
 def reinit(
@@ -119,28 +133,34 @@ def reinit(
       False
     """
     found = _variables(model, only, "reinit")
-    unknown = [
-        format_path(p) for p, v in found if init is None and _initializer(v) is None
+    problems = [
+        f"{format_path(path)} is frozen (nnx.unfreeze lets it be written)"
+        if v._metadata.is_frozen
+        else f"no initializer known of {format_path(path)} (pass init=)"
+        for path, v in found
+        if v._metadata.is_frozen or init is None and _initializer(v) is None
     ]
-    frozen = [format_path(p) for p, v in found if v._metadata.is_frozen]
-    if unknown or frozen:
-        raise ValueError(
-            "nnx.reinit: "
-            + (
-                f"no initializer known of {', '.join(unknown)}: pass init="
-                if unknown
-                else ""
-            )
-            + (f"{', '.join(frozen)} frozen: unfreeze first" if frozen else "")
-        )
-    for _, variable in found:
-        old = variable.raw_value
-        draw: Any = init or _initializer(variable)
-        key = rngs.params()
-        if isinstance(old, Uninferred):
-            variable.raw_value = Uninferred(key, draw, old.shape, old.dtype)
-        else:
-            variable.value = draw(key, old.shape, old.dtype)
+    if problems:
+        raise ValueError(f"nnx.reinit: {'; '.join(problems)}")
+    counts = [(s.count, s.count.value) for _, s in rngs.items()]
+    try:
+        news = [_drawn(v, init or _initializer(v), rngs.params()) for _, v in found]
+    except BaseException:
+        for count, value in counts:
+            count.value = value
+        raise
+    for (_, variable), new in zip(found, news, strict=True):
+        variable.raw_value = new
+
+
+def _drawn(variable: Variable[Any], draw: Any, key: Any) -> Any:
+    """What a Variable stores for a value drawn anew."""
+    old, shown = variable.raw_value, variable.get_value()
+    if isinstance(old, Uninferred):
+        return Uninferred(key, draw, old.shape, old.dtype)
+    new = variable.copy()
+    new.value = draw(key, shown.shape, shown.dtype)
+    return new.raw_value
 
 
 def _initializer(variable: Variable[Any]) -> Callable[..., Any] | None:
@@ -169,7 +189,8 @@ def temporary(model: Any, *filters: Filter) -> Iterator[None]:
 
     Args:
       model: a Module or a pytree of them.
-      *filters: which of the new Variables go, by default all.
+      *filters: which of the new Variables go, by default all. Those that took the
+        place of others stay, and what was deleted or written is not brought back.
 
     Example:
       >>> import jax.numpy as jnp, nnxlite as nnx
@@ -183,11 +204,13 @@ def temporary(model: Any, *filters: Filter) -> Iterator[None]:
       >>> hasattr(net, 'seen')
       False
     """
-    before = {id(leaf): leaf for leaf in taken(model).leaves}
+    before = taken(model)
+    held, known = {id(leaf): leaf for leaf in before.leaves}, set(before.paths)
     try:
         yield
     finally:
-        pop(model, All(Variable, filters or ..., lambda _, x: id(x) not in before))
+        new = All(filters or ..., lambda path, x: id(x) not in held)
+        pop(model, All(new, lambda path, _: path not in known))
 
 
 def loraify(model: Any, *filters: Filter, rank: int, rngs: Rngs) -> None:
@@ -232,9 +255,10 @@ def loraify(model: Any, *filters: Filter, rank: int, rngs: Rngs) -> None:
             rngs=rngs,
         )
 
-    for _, variable in _variables(model, Param, "loraify"):
-        variable.set_metadata(frozen=True)
+    others = _variables(model, Param, "loraify")
     found.wrap(adapted)
+    for _, variable in others:
+        variable.set_metadata(frozen=True)
 
 
 def merge_lora(model: Any) -> None:

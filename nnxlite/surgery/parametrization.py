@@ -62,7 +62,7 @@ def parametrize(
                 f"but the function gives {shapes[1]}"
             )
         news.append(new)
-    places._put(news)
+    places._changed(news)
 
 
 def unparametrize(model: Any, where: str | Path | Filter) -> None:
@@ -89,7 +89,7 @@ def unparametrize(model: Any, where: str | Path | Filter) -> None:
         metadata = old.get_metadata()
         del metadata["parametrization"]
         news.append(_base(type(old)).from_metadata(old.value, metadata))
-    places._put(news)
+    places._changed(news)
 
 
 def _places(model: Any, where: Any) -> Selection[Any]:

@@ -90,6 +90,8 @@ def combine(*parts: Any) -> Any:
       >>> nnx.combine(*nnx.partition(model, nnx.Param)).kernel is model.kernel
       True
     """
+    if not parts:
+        raise TypeError("nnx.combine takes the parts that nnx.partition gave, not none")
     seen: set[Path] = set()
     for part in parts:
         if not isinstance(part, GraphState):

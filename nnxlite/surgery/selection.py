@@ -31,7 +31,7 @@ class Selection(Generic[M]):
     """
 
     def __init__(self, model: M, paths: Sequence[Path], copy: bool):
-        self.paths = tuple(dict.fromkeys(paths))
+        self.paths = tuple(paths)
         self._model = model
         self._copy = copy
         self._shares = False  # whether the Variables are another model's too
@@ -95,11 +95,11 @@ class Selection(Generic[M]):
     def wrap(self, wrapper: Callable[[Any], Any]) -> M:
         """Puts `wrapper(object)` where each object was."""
         here = self._opened()
-        return here._put([wrapper(x) for x in here.get()])
+        return here._changed([wrapper(x) for x in here.get()])
 
     def remove(self) -> M:
         """Removes attributes, list elements and dict entries."""
-        return self._opened()._put([_REMOVED] * len(self))
+        return self._opened()._changed([_REMOVED] * len(self))
 
     def _opened(self) -> "Selection[M]":
         """The same places in the model that is to be changed."""
@@ -110,32 +110,34 @@ class Selection(Generic[M]):
         return own
 
     def _write(self, values: list[Any]) -> M:
-        olds, problems = self.get(), []
-        objects = (Variable, Pytree)
-        for path, old, new in zip(self.paths, olds, values, strict=True):
-            if isinstance(old, Variable) and not isinstance(new, objects):
-                problem = misfit(old.get_value(), new) if np.ndim(new) else None
-                if problem is None and old._metadata.is_frozen and not self._shares:
-                    problem = "is frozen (nnx.unfreeze lets it be written)"
-                if problem is not None:
-                    problems.append(f"{format_path(path)} {problem}")
+        """Gives Variables values, and puts everything else at its place."""
+        news: list[Any] = []
+        writes: list[tuple[Variable[Any], Any]] = []
+        problems: list[str] = []
+        for (path, old), new in zip(self, values, strict=True):
+            news.append(new)
+            if not isinstance(old, Variable) or isinstance(new, (Variable, Pytree)):
+                continue
+            target = news[-1] = old.copy() if self._shares else old
+            problem = misfit(old.get_value(), new) if np.ndim(new) else None
+            if old._metadata.is_frozen and not self._shares:
+                problem = "is frozen (nnx.unfreeze lets it be written)"
+            try:
+                writes += [] if problem else [(target, _fitted(old, new))]
+            except (TypeError, ValueError) as error:
+                problem = f"cannot be {new!r}: {error}"
+            if problem:
+                problems.append(f"{format_path(path)} {problem}")
         if problems:
             raise ValueError(f"nothing was set: {'; '.join(problems)}")
-        news: list[Any] = []
-        for old, new in zip(olds, values, strict=True):
-            if not isinstance(old, Variable) or isinstance(new, objects):
-                news.append(new)
-            else:
-                target = old.copy() if self._shares else old
-                target._write(_fitted(old, new))
-                news.append(target)
-        return self._put(news)
+        return self._changed(news, writes)
 
-    def _put(self, news: Sequence[Any]) -> M:
+    def _changed(
+        self, news: Sequence[Any], writes: Sequence[tuple[Variable[Any], Any]] = ()
+    ) -> M:
         """Puts objects at the places, and wherever else the old ones are held."""
-        model = self._model
-        by_id, by_path = {}, {}
-        for path, old, new in zip(self.paths, self.get(), news, strict=True):
+        by_id, by_place = {}, {}
+        for (path, old), new in zip(self, news, strict=True):
             if path == () and new is not old:
                 raise ValueError(
                     "the model itself cannot be replaced: use `wrapper(m)`"
@@ -143,12 +145,12 @@ class Selection(Generic[M]):
             if isinstance(old, (Variable, Pytree)):
                 by_id[id(old)] = (old, new)
             else:
-                by_path[path] = new
+                by_place[id(get_path(self._model, path[:-1])), path[-1]] = new
         changes = []
-        for path, owner in iter_graph(model):
+        for path, owner in iter_graph(self._model):
             items = children_of(owner)
             after = {
-                key: by_path.get((*path, key), by_id.get(id(x), (x, x))[1])
+                key: by_place.get((id(owner), key), by_id.get(id(x), (x, x))[1])
                 for key, x in items.items()
             }
             if all(after[key] is items[key] for key in items):
@@ -159,9 +161,11 @@ class Selection(Generic[M]):
                     f"{format_path(path)!r}: hold its elements in a list"
                 )
             changes.append((owner, _kept(owner, after)))
+        for variable, value in writes:
+            variable._write(value)
         for owner, after in changes:
             change(owner, after)
-        return model
+        return self._model
 
 
 _REMOVED: Any = type("Removed", (), {})()
@@ -243,9 +247,12 @@ def at(model: M, where: Any, *, copy: bool = True) -> Selection[M]:
             paths.append(place._nnx_path)
     else:
         paths = list(map(as_path, where if isinstance(where, list) else [where]))
+    once: dict[Any, Path] = {}
     for path in paths:
-        get_path(model, path)
-    return Selection(model, paths, copy)
+        found = get_path(model, path)
+        is_object = isinstance(found, (Variable, Pytree))
+        once.setdefault(id(found) if is_object else path, path)
+    return Selection(model, list(once.values()), copy)
 
 
 class _Place:

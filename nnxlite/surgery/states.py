@@ -127,14 +127,14 @@ def check(state: Any, like: Any, *, strict: bool = True) -> Report:
       >>> print(nnx.check({'bias': jnp.ones(4)}, like, strict=False))
       missing: kernel; mismatched: bias wants float32[3], got float32[4]
     """
-    given, wanted = _leaves(state), _leaves(like)
+    given, wanted = leaves_of(state), leaves_of(like)
     report = _report(wanted, given, _difference)
     if strict and not report:
         raise ValueError(f"the State does not fit {type(like).__name__}: {report}")
     return report
 
 
-def _leaves(value: Any) -> dict[Path, Any]:
+def leaves_of(value: Any) -> dict[Path, Any]:
     """By path the leaves of a model, State or nested mapping."""
     if isinstance(value, Mapping) and not isinstance(value, Pytree):
         return dict(flat_pairs(value))
@@ -209,29 +209,66 @@ def load_state(
       ... )
       Report(missing=(), unexpected=(), mismatched=())
     """
-    pairs = [(_split(path), x) for path, x in flat_pairs(state)]
-    leaves = dict(pairs) if rename is None else _renamed(pairs, rename)
-    known = {tuple(map(str, path)): path for path in taken(model).paths}
-    leaves = {known.get(tuple(map(str, p)), p): x for p, x in leaves.items()}
-    for path, value in leaves.items():
-        function = (transform or {}).get(str(path[-1]))
-        if function is not None:
-            leaves[path] = function(_raw(value))
-    wanted = _leaves(model)
+    given = {_split(path): x for path, x in flat_pairs(state)}
+    if rename is not None:
+        given = _renamed(given.items(), rename)
+    report, news = fitted(model, given, strict, transform)
+    wanted = leaves_of(model)
+    owners = {path: get_path(model, path[:-1]) for path in news if path}
+    for path, owner in owners.items():
+        if not isinstance(wanted[path], Variable) and not isinstance(owner, Pytree):
+            raise ValueError(
+                f"cannot load {format_path(path)!r} in place: a {type(owner).__name__} "
+                "holds it; nnx.load makes a new model"
+            )
+    for path, new in news.items():
+        if isinstance(wanted[path], Variable):
+            wanted[path]._write(new)
+        else:
+            set_child(owners[path], path[-1], new)
+    return report
+
+
+def fitted(
+    model: Any,
+    given: Mapping[Path, Any],
+    strict: bool = True,
+    transform: Mapping[str, Callable[[Any], Any]] | None = None,
+) -> tuple[Report, dict[Path, Any]]:
+    """The report of `load_state`, and by path the values for a model."""
+    transform = transform or {}
+    wanted = leaves_of(model)
+    known = {tuple(map(str, path)): path for path in wanted}
+    first = {id(x): path for path, x in wanted.items() if isinstance(x, Variable)}
+    leaves: dict[Path, Any] = {}
+    for path, value in given.items():
+        path = known.get(tuple(map(str, path)), path)
+        if path not in wanted:  # another path of a Variable that several Modules share
+            path = first.get(id(_at(model, path)), path)
+        function = transform.get(str(path[-1])) if path else None
+        leaves[path] = value if function is None else function(_raw(value))
+    unused = set(transform) - {str(path[-1]) for path in leaves if path}
+    if unused:
+        raise ValueError(
+            f"transform has {', '.join(sorted(unused))}, but no path ends so; there "
+            f"are {', '.join(format_path(path) for path in list(leaves)[:8])}"
+        )
     report = _report(wanted, leaves, misfit)
     if report.mismatched or strict and not report:
         raise ValueError(
             f"cannot load into {type(model).__name__}: {report}"
             + ("" if report.mismatched else "; strict=False loads what there is")
         )
-    for path, value in leaves.items():
-        if path in wanted:
-            new = _cast(wanted[path], value)
-            if isinstance(wanted[path], Variable):
-                wanted[path]._write(new)
-            else:
-                set_child(get_path(model, path[:-1]), path[-1], new)
-    return report
+    return report, {
+        path: _cast(wanted[path], x) for path, x in leaves.items() if path in wanted
+    }
+
+
+def _at(model: Any, path: Path) -> Any:
+    try:
+        return get_path(model, path)
+    except ValueError:
+        return None
 
 
 def _split(path: Path) -> Path:
@@ -244,7 +281,7 @@ def _cast(wanted: Any, value: Any) -> Any:
     old, new = _raw(wanted), _raw(value)
     if not is_array(old):
         return new
-    if not jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
+    if getattr(new, "dtype", None) != old.dtype:
         new = jnp.asarray(new, old.dtype)
     sharding = getattr(old, "sharding", None)
     return new if sharding is None else jax.device_put(new, sharding)

@@ -5,7 +5,7 @@ text is made before somebody asks, and no object is kept alive.
 """
 
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..core.arrays import is_dynamic
@@ -17,8 +17,9 @@ from ..core.graph import (
     Reference,
     VariableRecord,
     described,
+    records_by_path,
 )
-from ..core.paths import Path, format_path
+from ..core.paths import format_path
 
 
 class Trace(NamedTuple):
@@ -62,15 +63,8 @@ def _places(trace: Trace) -> dict[str, tuple[Any, str]]:
     records, shapes = iter(trace.records), iter(trace.shapes)
     variables = arrays = 0
 
-    def visit(path: Path) -> Iterator[tuple[Path, Any]]:
-        record = next(records)
-        yield path, record
-        if isinstance(record, (NodeRecord, ContainerRecord)):
-            for key in record.keys:
-                yield from visit((*path, key))
-
     for root in trace.roots:
-        for path, record in visit(()):
+        for path, record in records_by_path(records):
             shape = None
             if isinstance(record, VariableRecord):
                 shape = next(shapes, None) if variables not in trace.odd else None
