@@ -368,7 +368,8 @@ def described(record: Any) -> str:
     if isinstance(record, Outside):
         return name_of(record.object)
     if isinstance(record, VariableRecord):
-        return f"a new {record.type.__name__} with {dict(record.metadata)}"
+        metadata = f" with {dict(record.metadata)}" if record.metadata else ""
+        return f"a {record.type.__name__}{metadata}"
     if isinstance(record, NodeRecord):
         return f"a {record.type.__name__} with {list(record.keys)}"
     if isinstance(record, ContainerRecord):

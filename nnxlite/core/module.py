@@ -49,6 +49,9 @@ class _Making(threading.local):
 
     scope: Any = None
 
+    def __reduce__(self) -> str:
+        return "making"  # by name: a pickled class of __main__ refers to it
+
 
 making = _Making()
 

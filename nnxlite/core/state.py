@@ -406,7 +406,7 @@ def to_pure_dict(
 
     Args:
       state: a State or nested mapping.
-      extract_fn: what to take of a leaf; by default what a Variable stores.
+      extract_fn: what to take of a leaf; by default a Variable's `get_value()`.
 
     Example:
       >>> import nnxlite as nnx
@@ -415,7 +415,7 @@ def to_pure_dict(
     """
 
     def extract(leaf: Any) -> Any:
-        return leaf.raw_value if isinstance(leaf, Variable) else leaf
+        return leaf.get_value() if isinstance(leaf, Variable) else leaf
 
     pick = extract_fn or extract
     pure: dict[Key, Any] = {}
@@ -436,7 +436,7 @@ def replace_by_pure_dict(
     Args:
       state: changed in place.
       pure_dict: as `to_pure_dict` gives it.
-      replace_fn: `(leaf, value) -> leaf`; by default `leaf.replace(value)`.
+      replace_fn: `(leaf, value) -> leaf`; by default a copy that shows the value.
 
     Raises:
       ValueError: naming all paths that the State does not have; nothing is changed.
@@ -450,7 +450,13 @@ def replace_by_pure_dict(
     """
 
     def replaced(leaf: Any, value: Any) -> Any:
-        return leaf.replace(value) if isinstance(leaf, Variable) else value
+        if not isinstance(leaf, Variable):
+            return value
+        if type(leaf).set_value is Variable.set_value:
+            return leaf.replace(value)
+        new = leaf.copy()  # of a kind that stores something else than it shows
+        new.value = value
+        return new
 
     replace = replace_fn or replaced
     known = {tuple(map(str, path)): path for path, _ in flat_pairs(state)}

@@ -14,6 +14,7 @@ def low_rank(
     x: Array,
     a: Array,
     b: Array,
+    axis: int | tuple[int, ...] = -1,
     dtype: DTypeLike | None = None,
     promote_dtype: PromoteDtype = promote_dtype,
 ) -> Array:
@@ -21,26 +22,32 @@ def low_rank(
 
     Args:
         x: `(..., in_features)`.
-        a: `(in_features, rank)`.
-        b: `(rank, out_features)`.
+        a: `(in_features, rank)`; for several axes, a size for each before the rank.
+        b: `(rank, out_features)`; for several axes, with a size for each.
+        axis: the axes of `x` that are mapped.
 
     Returns:
         `(..., out_features)`.
 
     Raises:
-        ValueError: if the last axis of `x` has another size.
+        ValueError: if these axes of `x` have other sizes.
 
     Example:
         >>> low_rank(jnp.ones((2, 4)), jnp.ones((4, 1)), jnp.ones((1, 3)))[0]
         Array([4., 4., 4.], dtype=float32)
     """
     x, a, b = promote_dtype((x, a, b), dtype=dtype)
-    if x.shape[-1:] != a.shape[:1]:
+    axes = (axis,) if isinstance(axis, int) else axis
+    sizes = tuple(x.shape[n] for n in axes if -x.ndim <= n < x.ndim)
+    if sizes != a.shape[:-1]:
+        wanted = f"of shape (..., {a.shape[0]})"
+        if axes != (-1,):
+            wanted = f"with the sizes {a.shape[:-1]} in the axes {axes}"
         raise ValueError(
-            f"low_rank: a of shape {a.shape} wants inputs of shape (..., {a.shape[0]});"
-            f" got {x.shape}."
+            f"low_rank: a of shape {a.shape} wants inputs {wanted}; got {x.shape}."
         )
-    return x @ a @ b
+    inner = jnp.tensordot(x, a, (axes, tuple(range(len(axes)))))
+    return jnp.tensordot(inner, b, 1)
 
 
 @compiled(arrays=2)

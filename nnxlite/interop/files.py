@@ -34,7 +34,8 @@ _HELD = frozenset(
 def save(file: str | os.PathLike[str], model: Any, only: Filter = ...) -> None:
     """Saves the values of a model in one file.
 
-    Variables with the metadata `persistent=False` are left out. The file is written
+    Variables with the metadata `persistent=False` are left out, and of parametrized
+    ones (see `parametrize`) the file has what they store. It is written
     under another name first, so that a file that was there stays whole.
 
     Args:

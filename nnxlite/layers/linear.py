@@ -197,12 +197,12 @@ class LinearGeneral(Layer):
         batch = tuple(batch_axis[axis] for axis in sorted(batch_axis))
         make = parameters(rngs, self.param_dtype)
         self.kernel = make(
-            _flat(kernel_init, len(batch) + len(self.in_features)),
+            flat_init(kernel_init, len(batch) + len(self.in_features)),
             (*batch, *self.in_features, *self.out_features),
             kernel_metadata,
         )
         shape = (*batch, *self.out_features)
-        self.bias = make(_flat(bias_init), shape, bias_metadata, use_bias)
+        self.bias = make(flat_init(bias_init), shape, bias_metadata, use_bias)
 
     def _sizes(self, inputs: Array) -> Sizes:
         shape = jnp.shape(inputs)
@@ -238,7 +238,7 @@ def _tuple(sizes: int | Sequence[int]) -> tuple[int, ...]:
     return (sizes,) if isinstance(sizes, int) else tuple(sizes)
 
 
-def _flat(initializer: Callable[..., Any], rank: int | None = None) -> Any:
+def flat_init(initializer: Callable[..., Any], rank: int | None = None) -> Any:
     """An initializer of flat arrays, or of matrices, that come out in any shape.
 
     The first `rank` axes together are the rows of the matrix.
@@ -399,8 +399,6 @@ class Embed(Layer):
         make = parameters(rngs, self.param_dtype)
         shape = (num_embeddings, features)
         self.embedding = make(embedding_init, shape, embedding_metadata)
-        if self.dtype is None:
-            self.dtype = self.embedding.value.dtype
 
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
         """The rows at the integers `inputs`, of any shape: `(*inputs.shape, features)`.

@@ -1,6 +1,6 @@
 """LoRA: a trainable map of low rank beside a weight that stays as it is."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,9 +13,10 @@ from ..core.rngs import Rngs
 from ..core.variable import A, Variable
 from ..functional import initializers
 from ..functional.dtypes import PromoteDtype
+from ..functional.kernels import frozen
 from ..functional.weights import low_rank
 from .lazy import Sizes
-from .linear import Linear
+from .linear import Linear, flat_init
 from .policy import DEFAULT_POLICY, Layer, Policy, settle
 from .shell import apply, check_given, parameters
 
@@ -40,9 +41,11 @@ class LoRA(Layer):
     `nnxlite.layers`.
 
     Args:
-        in_features: size of the last axis of the inputs; None infers it.
+        in_features: size of the last axis of the inputs; None infers it. Several, as in
+            `LinearGeneral`, for the axes that `axis` names.
         lora_rank: size of the axis between.
-        out_features: size of the last axis of the outputs.
+        out_features: size of the last axis of the outputs, or of several.
+        axis: the axes of the inputs that are mapped.
         base_module: a Module or function that is called too, or None.
         a_initializer: of `lora_a`, by default `he_uniform()`.
         b_initializer: of `lora_b`, by default zeros.
@@ -69,10 +72,11 @@ class LoRA(Layer):
 
     def __init__(
         self,
-        in_features: int | None,
+        in_features: int | Sequence[int] | None,
         lora_rank: int,
-        out_features: int,
+        out_features: int | Sequence[int],
         *,
+        axis: int | Sequence[int] = -1,
         base_module: Callable[..., Any] | None = None,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike | None = None,
@@ -93,6 +97,7 @@ class LoRA(Layer):
         check_given(self, lora_rank=lora_rank, out_features=out_features)
         self.in_features = in_features
         self.out_features = out_features
+        self.axis = frozen(axis)
         self.lora_param_type = lora_param_type
         self.base_module = base_module
         settle(
@@ -103,8 +108,12 @@ class LoRA(Layer):
             promote_dtype=promote_dtype,
         )
         make = parameters(rngs, self.param_dtype, lora_param_type)
-        self.lora_a = make(a_initializer, (in_features, lora_rank), a_metadata)
-        self.lora_b = make(b_initializer, (lora_rank, out_features), b_metadata)
+        sizes = in_features, out_features
+        ins, outs = (x if isinstance(x, Sequence) else (x,) for x in sizes)
+        if len(ins) > 1:
+            a_initializer = flat_init(a_initializer, len(ins))
+        self.lora_a = make(a_initializer, (*ins, lora_rank), a_metadata)
+        self.lora_b = make(b_initializer, (lora_rank, *outs), b_metadata)
 
     def _sizes(self, x: Array) -> Sizes:
         size = jnp.shape(x)[-1]

@@ -181,8 +181,11 @@ class Stack(Module):
 
     It computes what a list of the layers would, but is traced and compiled in a time
     that does not depend on how many there are. Each layer has its own parameters,
-    random streams and statistics. `stack[0]` is a copy of a layer; `stack[0] = layer`
-    writes one, and `Stack.from_layers` makes a Stack of layers that exist.
+    random streams and statistics. `stack[0]` is a copy of a layer, so that changing it
+    changes nothing in the Stack; `stack[0] = layer` writes one, and
+    `Stack.from_layers` makes a Stack of layers that exist. Metadata, hooks, and whether
+    a parameter is frozen are of all layers together: what one layer needs for itself
+    needs a list of layers.
 
     Args:
         make_layer: given an Rngs, makes one layer.
@@ -227,7 +230,11 @@ class Stack(Module):
             )
         if n < 1:
             raise ValueError(f"nnx.Stack needs at least one layer, not {n}")
-        make = vmap(make_layer, in_axes=None, axis_size=n, split_rngs=True)
+
+        def make_one(rngs: Rngs) -> Any:
+            return make_layer(clone(rngs))  # its own, if the layer keeps it
+
+        make = vmap(make_one, in_axes=None, axis_size=n, split_rngs=True)
         self._begin(make(rngs), n, remat, unroll)
 
     def _begin(self, layers: Any, length: int, remat: Any, unroll: Any) -> None:

@@ -21,7 +21,8 @@ def compact(method: F) -> F:
     of another method than `__call__` begin with its name. They draw from the Rngs that
     the object, or the one whose compact method calls it, holds as an attribute, unless
     they are given `rngs`. The first call must be made outside of vmap, scan, loops and
-    branches, and before the Optimizer is made.
+    branches, and before `model.eval()`, `nnx.grad`, `nnx.load` and the Optimizer, which
+    find no parameters before it; `nnx.lazy_init` makes none.
 
     Raises:
       ValueError: if a later call makes other Modules than the first one.

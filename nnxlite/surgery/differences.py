@@ -71,6 +71,9 @@ def diff(a: Any, b: Any, *, rtol: float = 0.0, atol: float = 0.0) -> Difference:
         elif here[0] != there[0]:
             another = "another " if here[2] == there[2] else ""
             lines[format_path(path)] = f"{here[2]} -> {another}{there[2]}"
+            if here[1] is not None and there[1] is not None:
+                if text := _value_difference(here[1], there[1], rtol, atol):
+                    lines[format_path(path)] += f"; {text}"
         elif text := _value_difference(here[1], there[1], rtol, atol):
             lines[format_path(path)] = text
     return Difference(lines)

@@ -67,7 +67,7 @@ def hook(
       only: which of them, by default the Module itself.
 
     Returns:
-      a function that removes the hook.
+      a function that removes the hook. Copies of the model have none.
 
     Raises:
       ValueError: if no Module matches.
@@ -186,8 +186,10 @@ def capture(
       init: a State (for several Modules: a dict of States) that they start with, such
         as Perturbations.
       method_outputs: a kind of which every method of the Modules leaves its output,
-        under the method's name, as `state['layers'][0]['__call__']`.
-      only: which Modules leave outputs.
+        under the method's name, as `state['layers'][0]['__call__']`. It is what the
+        method gave, before interceptors that were entered earlier changed it.
+      only: which Modules leave outputs. Those that a loop or a branch calls cannot, nor
+        can those that all slices of a vmap share: leave them out, or capture inside.
 
     Returns:
       a function that gives `(result, state, ...)`, with a State for each kind. The

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from ..core.arrays import is_array
@@ -14,12 +15,12 @@ from ..core.changes import change, pop
 from ..core.filters import All, Filter, to_predicate
 from ..core.graph import taken, variables_of
 from ..core.kinds import Param
-from ..core.module import iter_nodes
+from ..core.module import Pytree, iter_nodes
 from ..core.paths import Path, format_path
 from ..core.rngs import Rngs
 from ..core.uninferred import Uninferred
 from ..core.variable import Variable
-from ..layers.linear import Linear
+from ..layers.linear import Linear, LinearGeneral
 from ..layers.lora import LoRA, LoRALinear
 from .selection import select
 
@@ -28,8 +29,10 @@ def _variables(model: Any, only: Filter, verb: str) -> list[tuple[Path, Variable
     """The Variables that match; at least one."""
     found = variables_of(model, only)
     if not found:
+        of_modules = isinstance(only, type) and issubclass(only, Pytree)
         raise ValueError(
             f"nnx.{verb}: no Variable of {type(model).__name__} matches {only!r}"
+            + ("; it asks for Modules" if of_modules else "")
         )
     return found
 
@@ -132,6 +135,8 @@ def reinit(
       >>> bool((before == model.kernel.value).any())
       False
     """
+    if not isinstance(rngs, Rngs):
+        raise TypeError(f"nnx.reinit: rngs must be an nnx.Rngs, not {rngs!r}")
     found = _variables(model, only, "reinit")
     problems = [
         f"{format_path(path)} is frozen (nnx.unfreeze lets it be written)"
@@ -214,19 +219,20 @@ def temporary(model: Any, *filters: Filter) -> Iterator[None]:
 
 
 def loraify(model: Any, *filters: Filter, rank: int, rngs: Rngs) -> None:
-    """Puts a low-rank map beside every `Linear` that matches, and freezes all others.
+    """Puts low-rank maps beside Linears and LinearGenerals, and freezes the rest.
 
     What the model computes does not change before the maps are trained. All Params but
     those of the maps are frozen, so that `nnx.grad` and `nnx.Optimizer` leave them out.
 
     Args:
-      model: a Module; its Linears are replaced by `LoRA`s around them.
-      *filters: which Linears, by default all.
+      model: a Module; what is adapted is replaced by a `LoRA` around it.
+      *filters: which of its Linears and LinearGenerals (as in attention), by default
+        all.
       rank: see `LoRA`.
       rngs: gives the keys.
 
     Raises:
-      ValueError: if no Linear matches.
+      ValueError: if no layer matches, or one is stacked.
 
     Example:
       >>> import nnxlite as nnx
@@ -236,13 +242,25 @@ def loraify(model: Any, *filters: Filter, rank: int, rngs: Rngs) -> None:
       >>> [name for name, _ in nnx.named_parameters(model, nnx.trainable)]
       ['layers.0.lora_a', 'layers.0.lora_b']
     """
-    found = select(model, All(Linear, filters or ...))
+    if rank < 1:
+        raise ValueError(f"nnx.loraify: rank must be at least 1, not {rank}")
+    chosen = filters or ...
+    found = select(model, All(Linear | LinearGeneral, chosen))
     if not found:
-        linears = [format_path(path) for path, _ in select(model, Linear)]
+        layers = select(model, Linear | LinearGeneral)
         raise ValueError(
-            f"nnx.loraify: no Linear of {type(model).__name__} matches "
-            f"{filters or ...!r}; there are Linears at {linears}"
+            f"nnx.loraify: no Linear or LinearGeneral below {type(model).__name__} "
+            f"matches {chosen!r}; there are "
+            f"{', '.join(map(format_path, layers.paths)) or 'none'}"
         )
+    for path, layer in found:
+        size = np.size(layer.in_features) + np.size(layer.out_features)
+        if layer.kernel.ndim != size:
+            raise ValueError(
+                f"nnx.loraify: {format_path(path)!r} is stacked, or has batch axes: "
+                f"its kernel has the shape {layer.kernel.shape}. Adapt the layers, "
+                "then stack them"
+            )
 
     def adapted(linear: Any) -> LoRA:
         return LoRA(
@@ -250,6 +268,7 @@ def loraify(model: Any, *filters: Filter, rank: int, rngs: Rngs) -> None:
             rank,
             linear.out_features,
             base_module=linear,
+            axis=getattr(linear, "axis", -1),
             dtype=linear.dtype,
             param_dtype=linear.param_dtype,
             rngs=rngs,
@@ -284,7 +303,31 @@ def merge_lora(model: Any) -> None:
             f"nnx.merge_lora: {type(model).__name__} has no LoRA around a layer with a "
             "kernel, as nnx.loraify makes them"
         )
-    found.wrap(_merged)
+    kernels: dict[int, Path] = {}
+    for path, layer in found:
+        kernel = getattr(layer, "base_module", layer).kernel
+        if id(kernel) in kernels:
+            raise ValueError(
+                f"nnx.merge_lora: {format_path(path)!r} and "
+                f"{format_path(kernels[id(kernel)])!r} share a kernel, which cannot "
+                "take the maps of both: give one of them a copy, `layer.kernel = "
+                "nnx.clone(layer.kernel)`"
+            )
+        kernels[id(kernel)] = path
+    news = [(layer, _product(layer)) for layer in found.get()]
+    for layer, stored in news:
+        getattr(layer, "base_module", layer).kernel._write(stored)
+    found.wrap(_plain)
+
+
+def _product(layer: Any) -> Any:
+    """What the kernel stores that has taken up the map beside it."""
+    lora = getattr(layer, "lora", layer)
+    kernel = getattr(layer, "base_module", layer).kernel
+    a, b = lora.lora_a.value, lora.lora_b.value
+    merged = kernel.copy(frozen=False)
+    merged.value = kernel.value + jnp.tensordot(a, b, 1).astype(kernel.dtype)
+    return merged.raw_value
 
 
 def _is_over_kernel(path: Path, layer: Any) -> bool:
@@ -293,13 +336,9 @@ def _is_over_kernel(path: Path, layer: Any) -> bool:
     )
 
 
-def _merged(layer: Any) -> Any:
-    if isinstance(layer, LoRALinear):
-        lora, base = layer.lora, Linear.__new__(Linear)
-        items = layer._nnx_items()
-        change(base, {key: x for key, x in items.items() if key != "lora"})
-    else:
-        lora, base = layer, layer.base_module
-    product = lora.lora_a.value @ lora.lora_b.value
-    base.kernel._write(base.kernel.value + product.astype(base.kernel.dtype))
-    return base
+def _plain(layer: Any) -> Any:
+    if not isinstance(layer, LoRALinear):
+        return layer.base_module
+    plain = Linear.__new__(Linear)
+    change(plain, {k: x for k, x in layer._nnx_items().items() if k != "lora"})
+    return plain

@@ -11,7 +11,8 @@ from ..core.filters import Filter
 from ..core.paths import Path, format_path
 from ..core.statics import Static
 from ..core.variable import MISSING, Variable
-from .paths import as_path
+from ..layers.stack import Stack
+from .paths import as_path, get_path
 from .selection import Selection, at, select
 
 
@@ -27,7 +28,8 @@ def parametrize(
     Layers read `function(stored)`. What is stored is what gradients, the optimizer and
     `nnx.state` see; `raw_value` reads it. The Variables are replaced by others of a
     subclass of their kind, so make the Optimizer afterwards. Parametrized again, the
-    next function is given what the last one shows.
+    next function is given what the last one shows. In stacked models (`nnx.stack`) the
+    function is given all models' arrays at once where nothing is mapped.
 
     Args:
       model: a Module.
@@ -98,6 +100,13 @@ def _places(model: Any, where: Any) -> Selection[Any]:
     else:
         places = select(model, where).where(Variable)
     for path, value in places:
+        for size in range(len(path)):
+            if isinstance(get_path(model, path[:size]), Stack):
+                raise ValueError(
+                    f"nnx.parametrize: {format_path(path)!r} is in a Stack, which has "
+                    "one array for all layers: parametrize the layers, then make the "
+                    "Stack, nnx.Stack.from_layers(layers); nnx.unstack is the reverse"
+                )
         if not isinstance(value, Variable):
             raise ValueError(
                 f"nnx.parametrize: {format_path(path)!r} is a {type(value).__name__}, "

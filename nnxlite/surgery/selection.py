@@ -4,6 +4,7 @@ A selection remembers paths. Whatever it does is checked for all of them first. 
 object that is held in several places is one place for values, and is replaced in all.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -30,10 +31,13 @@ class Selection(Generic[M]):
       paths: where the places are, each object once.
     """
 
-    def __init__(self, model: M, paths: Sequence[Path], copy: bool):
+    def __init__(
+        self, model: M, paths: Sequence[Path], copy: bool, everywhere: bool = True
+    ):
         self.paths = tuple(paths)
         self._model = model
         self._copy = copy
+        self._everywhere = everywhere  # replaces objects wherever they are held
         self._shares = False  # whether the Variables are another model's too
 
     def __len__(self) -> int:
@@ -53,7 +57,7 @@ class Selection(Generic[M]):
         """Those of the places that match a filter too."""
         matches = to_predicate(filter)
         paths = [path for path, value in self if matches(path, value)]
-        return Selection(self._model, paths, self._copy)
+        return Selection(self._model, paths, self._copy, self._everywhere)
 
     def count(self, expected: int | None = None) -> int:
         """How many places there are.
@@ -103,9 +107,15 @@ class Selection(Generic[M]):
 
     def _opened(self) -> "Selection[M]":
         """The same places in the model that is to be changed."""
+        if not self.paths:
+            raise ValueError(
+                f"nothing in {type(self._model).__name__} was selected: look at "
+                "nnx.named_modules(model) and nnx.named_parameters(model)"
+            )
         if not self._copy:
             return self
-        own = Selection(clone(self._model, variables=False), self.paths, False)
+        model = clone(self._model, variables=False)
+        own = Selection(model, self.paths, False, self._everywhere)
         own._shares = True
         return own
 
@@ -142,7 +152,9 @@ class Selection(Generic[M]):
                 raise ValueError(
                     "the model itself cannot be replaced: use `wrapper(m)`"
                 )
-            if isinstance(old, (Variable, Pytree)):
+            is_written = type(old) is type(new) and isinstance(old, Variable)
+            is_object = isinstance(old, (Variable, Pytree))
+            if is_object and (self._everywhere or is_written and self._shares):
                 by_id[id(old)] = (old, new)
             else:
                 by_place[id(get_path(self._model, path[:-1])), path[-1]] = new
@@ -187,13 +199,22 @@ def _fitted(variable: Variable[Any], value: Any) -> Any:
     return fitting.raw_value
 
 
-def select(model: M, filter: Filter = ..., *, copy: bool = False) -> Selection[M]:
+def select(
+    model: M, filter: Filter = ..., *, static: bool = False, copy: bool = False
+) -> Selection[M]:
     """Selects the Modules, Variables and arrays of a model that match a filter.
+
+    What is held in several places is changed in all of them.
 
     Args:
       model: a Module or a pytree of them.
-      filter: a class, `PathContains`, or any other filter.
-      copy: whether changes are made to a copy, which shares what does not change.
+      filter: a class, `PathContains`, or any other filter; a str is a tag, no path.
+      static: whether static values are selected too: `lambda path, x: x is nnx.relu`.
+      copy: whether changes are made to a copy, which shares Variables that do not
+        change.
+
+    Raises:
+      ValueError: when something is to be changed and nothing matches.
 
     Example:
       >>> import jax.numpy as jnp, nnxlite as nnx
@@ -209,7 +230,11 @@ def select(model: M, filter: Filter = ..., *, copy: bool = False) -> Selection[M
       2
     """
     matches = to_predicate(filter)
-    paths = [p for p, x in iter_graph(model) if p and is_data(x) and matches(p, x)]
+    paths = [
+        path
+        for path, x in iter_graph(model)
+        if path and (static or is_data(x)) and matches(path, x)
+    ]
     return Selection(model, paths, copy)
 
 
@@ -218,13 +243,17 @@ def at(model: M, where: Any, *, copy: bool = True) -> Selection[M]:
 
     Args:
       model: a Module or a pytree of them.
-      where: a function that is given the model and returns a place, or several in a
-        tuple or list; or a path, or a list of paths.
-      copy: whether changes are made to a copy, which shares what does not change. To
-        change one place of the model itself, assign to it.
+      where: a function that returns a place, or several in a tuple or list, of what it
+        is given: something that stands for the model, with its attributes and items;
+        or a path, or a list of paths.
+      copy: whether changes are made to a copy, which shares Variables that do not
+        change. To change one place of the model itself, assign to it.
+
+    An object put at the place of a shared one takes only this place.
 
     Raises:
-      ValueError: if a place does not exist, with the nearest path.
+      ValueError: if a place does not exist, with the nearest path, or if there is none.
+      TypeError: for a filter; `select` takes one.
 
     Example:
       >>> import jax.numpy as jnp, nnxlite as nnx
@@ -235,6 +264,13 @@ def at(model: M, where: Any, *, copy: bool = True) -> Selection[M]:
       >>> other.layers[0].kernel is model.layers[0].kernel
       True
     """
+    if isinstance(where, type) or not (
+        inspect.isroutine(where) or isinstance(where, (str, tuple, list))
+    ):
+        raise TypeError(
+            f"nnx.at takes a function, `lambda m: m.head.kernel`, or a path, not "
+            f"{where!r}; nnx.select takes filters"
+        )
     if callable(where):
         chosen = where(_Place(model, ()))
         paths = []
@@ -252,7 +288,12 @@ def at(model: M, where: Any, *, copy: bool = True) -> Selection[M]:
         found = get_path(model, path)
         is_object = isinstance(found, (Variable, Pytree))
         once.setdefault(id(found) if is_object else path, path)
-    return Selection(model, list(once.values()), copy)
+    if not once:
+        raise ValueError(
+            "nnx.at: no place was given. What the function gets stands for the model "
+            "and is of another class; nnx.select finds places by class"
+        )
+    return Selection(model, list(once.values()), copy, everywhere=False)
 
 
 class _Place:

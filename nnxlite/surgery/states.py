@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from ..core.arrays import is_array
 from ..core.changes import misfit, set_child
+from ..core.filters import Filter, to_predicate
 from ..core.graph import taken
 from ..core.module import Pytree
 from ..core.paths import Path, format_path
@@ -174,12 +175,14 @@ def load_state(
     state: Mapping[Any, Any],
     *,
     strict: bool = True,
+    only: Filter = ...,
     rename: Renaming | None = None,
     transform: Mapping[str, Callable[[Any], Any]] | None = None,
 ) -> Report:
     """Loads arrays into a model, in place.
 
-    Values are cast to the dtypes of the model. Frozen Variables are loaded too.
+    Values are cast to the dtypes of the model. Frozen Variables are loaded too. Of
+    parametrized ones (see `parametrize`) it loads what they store.
 
     Args:
       model: a Module.
@@ -187,7 +190,9 @@ def load_state(
         `state_dict()`.
       strict: whether everything must be there and nothing else; wrong shapes are
         errors in any case.
-      rename: see `rename`; done first.
+      only: which Variables of the model are loaded, such as `nnx.Param`; the others
+        need not be there.
+      rename: see `rename`; done first. A function gets paths with ints for numbers.
       transform: by the last key of the new path, functions of arrays, such as
         `{'kernel': jnp.transpose}`.
 
@@ -212,7 +217,7 @@ def load_state(
     given = {_split(path): x for path, x in flat_pairs(state)}
     if rename is not None:
         given = _renamed(given.items(), rename)
-    report, news = fitted(model, given, strict, transform)
+    report, news = fitted(model, given, strict, only, transform)
     wanted = leaves_of(model)
     owners = {path: get_path(model, path[:-1]) for path in news if path}
     for path, owner in owners.items():
@@ -233,11 +238,13 @@ def fitted(
     model: Any,
     given: Mapping[Path, Any],
     strict: bool = True,
+    only: Filter = ...,
     transform: Mapping[str, Callable[[Any], Any]] | None = None,
 ) -> tuple[Report, dict[Path, Any]]:
     """The report of `load_state`, and by path the values for a model."""
     transform = transform or {}
-    wanted = leaves_of(model)
+    matches = to_predicate(only)
+    wanted = {path: x for path, x in leaves_of(model).items() if matches(path, x)}
     known = {tuple(map(str, path)): path for path in wanted}
     first = {id(x): path for path, x in wanted.items() if isinstance(x, Variable)}
     leaves: dict[Path, Any] = {}

@@ -102,7 +102,8 @@ class Optimizer(Pytree):
             raise ValueError(
                 f"no Variable of {type(model).__name__} matches wrt={wrt!r} and is not "
                 "frozen, so there is nothing to optimise: pass another filter, "
-                "wrt=..., or nnx.unfreeze(model, ...)"
+                "wrt=..., or nnx.unfreeze(model, ...). A model with nnx.compact "
+                "methods makes its parameters when it is first called"
             )
         check_inferred(found, "nnx.Optimizer")
         if isinstance(tx, Mapping):

@@ -169,6 +169,10 @@ class View:
             return self
         return View(self.function, self.tokens, self.ignored | changed)
 
+    def keys(self) -> dict[Place, Hashable]:
+        """Of each place the key of what it holds now."""
+        return self._by_place(self.look()[1])
+
     def _by_place(self, seen: Any) -> dict[Place, Hashable]:
         places = dict(self.constants)
         if self.watched:

@@ -106,7 +106,7 @@ class Jitted(Generic[P, R]):
         assert view is not None
         around = interception.seen()
         return {
-            **{f"the constant {name!r}": key for (_, name), key in view.constants},
+            **{f"the constant {name!r}": key for (_, name), key in view.keys().items()},
             **{f"interceptor {n}": static_key(x) for n, x in enumerate(around)},
         }
 

@@ -494,3 +494,143 @@ def test_constructors_of_mixins_and_dataclasses():
         cls(1)
         with pytest.raises(ValueError, match="negative"):
             cls(-1)
+
+
+# What a newcomer stumbled over
+
+
+def test_lora_beside_attention(x):
+    rngs = nnx.Rngs(0)
+    model = nnx.Dict(attention=nnx.MultiHeadAttention(2, 4, rngs=rngs))
+    inputs = jax.random.normal(jax.random.key(0), (1, 3, 4))
+    model.attention.decode = False
+    before = model.attention(inputs)
+    nnx.loraify(model, rank=2, rngs=rngs)
+    np.testing.assert_array_equal(model.attention(inputs), before)
+    assert model.attention.out.lora_a.shape == (2, 2, 2)  # heads, size, rank
+    grads = nnx.grad(lambda m: (m.attention(inputs) ** 2).sum())(model)
+    assert {path[-1] for path in nnx.to_flat_state(grads).paths} == {"lora_a", "lora_b"}
+    nnx.select(model, nnx.PathContains("lora_b")).apply(lambda b: b + 0.1)
+    adapted = model.attention(inputs)
+    assert np.abs(adapted - before).max() > 1e-3
+    nnx.merge_lora(model)
+    np.testing.assert_allclose(model.attention(inputs), adapted, rtol=1e-4, atol=1e-6)
+
+
+def test_lora_where_it_cannot_be():
+    rngs = nnx.Rngs(0)
+    tied = nnx.Dict(a=linear(), b=linear(seed=1))
+    tied.b.kernel = tied.a.kernel
+    nnx.loraify(tied, rank=1, rngs=rngs)
+    before = tied.a.base_module.kernel.value
+    with pytest.raises(ValueError, match="'b' and 'a' share a kernel"):
+        nnx.merge_lora(tied)
+    np.testing.assert_array_equal(tied.a.base_module.kernel.value, before)
+    shown = nnx.Dict(a=linear())
+    nnx.parametrize(shown, "a.kernel", jnp.tanh)
+    nnx.loraify(shown, rank=1, rngs=rngs)
+    with pytest.raises(ValueError, match="cannot be written without an inverse"):
+        nnx.merge_lora(shown)
+    assert type(shown.a) is nnx.LoRA
+    stack = nnx.Stack(lambda rngs: nnx.Linear(2, 2, rngs=rngs), 3, rngs=rngs)
+    with pytest.raises(ValueError, match="'layers' is stacked"):
+        nnx.loraify(stack, rank=1, rngs=rngs)
+    with pytest.raises(ValueError, match="in a Stack, which has one array"):
+        nnx.parametrize(stack, "layers.kernel", jnp.abs)
+    with pytest.raises(ValueError, match="rank must be at least 1"):
+        nnx.loraify(nnx.Dict(a=linear()), rank=0, rngs=rngs)
+    with pytest.raises(ValueError, match="below Linear matches .*there are none"):
+        nnx.loraify(linear(), rank=1, rngs=rngs)
+
+
+def test_diff_tells_of_metadata_and_values():
+    a, b = linear(2, 1), linear(2, 1)
+    b.kernel += 1
+    nnx.freeze(b)
+    line = nnx.diff(a, b).lines["kernel"]
+    assert line.startswith("a Param -> a Param with {'frozen': True}; 2 of 2 values")
+
+
+def test_a_selection_of_nothing_changes_nothing_loudly():
+    model = nnx.Sequential(linear(), nnx.relu)
+    with pytest.raises(ValueError, match="nothing in Sequential was selected"):
+        nnx.select(model, nnx.PathContains("kernal")).apply(lambda w: 0 * w)
+    assert not nnx.select(model, nnx.PathContains("kernal")).count()
+    nnx.select(model, lambda _, f: f is nnx.relu, static=True).replace(nnx.tanh)
+    assert model.layers[1] is nnx.tanh
+    for wrong in (nnx.Linear, nnx.PathContains("bias"), 5):
+        with pytest.raises(TypeError, match="takes a function.*nnx.select takes"):
+            nnx.at(model, wrong)
+    with pytest.raises(ValueError, match="no place was given"):
+        nnx.at(model, lambda m: [k for k in m.layers if isinstance(k, nnx.Linear)])
+
+
+def test_at_one_place_of_several():
+    layer = linear()
+    model = nnx.Sequential(layer, nnx.relu, layer)
+    other = nnx.at(model, "layers[2]").replace(nnx.tanh)
+    assert type(other.layers[0]) is nnx.Linear and other.layers[2] is nnx.tanh
+    assert len(nnx.at(model, "layers[2]").remove().layers) == 2
+    tied = nnx.at(model, "layers[2].bias").set(1)
+    assert tied.layers[0] is tied.layers[2] and tied.layers[0].bias[...].all()
+
+
+def test_stack_of_layers_that_keep_their_rngs():
+    class Layer(nnx.Module):
+        def __init__(self, rngs):
+            self.rngs = rngs
+            self.linear = nnx.Linear(2, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.linear(x) + self.rngs.normal((2,))
+
+    stack = nnx.Stack(Layer, 3, rngs=nnx.Rngs(0))
+    assert not np.allclose(stack(jnp.ones(2)), stack(jnp.ones(2)))
+    assert stack.layers.rngs.default.count.shape == (3,)
+
+
+def test_an_embedding_follows_a_cast():
+    table = nnx.Embed(5, 4, rngs=nnx.Rngs(0))
+    nnx.cast(table, jnp.bfloat16)
+    assert table(jnp.array([1])).dtype == jnp.bfloat16
+
+
+def test_loading_only_parameters():
+    model = nnx.Dict(a=linear(), dropout=nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
+    state = {"a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+    assert nnx.load_state(model, state, only=nnx.Param)
+    with pytest.raises(ValueError, match="missing: a.kernel"):
+        nnx.load_state(model, {"a": {"bias": jnp.ones(2)}}, only=nnx.Param)
+
+
+def test_a_retrace_by_a_changed_dict_is_explained(x):
+    scales = {"a": 1}
+    step = nnx.jit(lambda x: x * scales["a"])
+    step(x)
+    scales["a"] = 2
+    step(x)
+    assert "the constant 'scales': " in nnx.debug.explain_retrace(step)
+
+
+def test_reinit_and_cast_name_wrong_arguments():
+    with pytest.raises(TypeError, match="rngs must be an nnx.Rngs, not 0"):
+        nnx.reinit(linear(), 0)
+    with pytest.raises(ValueError, match="it asks for Modules"):
+        nnx.cast(linear(), jnp.bfloat16, nnx.Linear)
+
+
+def test_a_pytree_parametrization_in_a_file(tmp_path):
+    def weight_normed(seed):
+        layer = linear(seed=seed)
+        nnx.parametrize(
+            layer,
+            "kernel",
+            lambda s: s["g"] * s["v"],
+            inverse=lambda w: {"g": jnp.ones(()), "v": w},
+        )
+        return layer
+
+    saved = weight_normed(0)
+    nnx.save(tmp_path / "m", saved)
+    loaded = nnx.load(tmp_path / "m", like=weight_normed(1))
+    np.testing.assert_array_equal(loaded.kernel.value, saved.kernel.value)
