@@ -337,3 +337,16 @@ def test_equal_interceptors_compile_once(m, x):
         with nnx.intercept(lambda next, args, kwargs, about: -next(*args, **kwargs)):
             negative = step(m, x)
     assert_close(-negative, m(x) * jnp.sign(-negative / m(x)))
+
+
+def test_values_that_are_no_arrays(both, m, x):
+    transform, statement = both
+    m.meta = nnx.Variable({"version": "1.0"})
+    m.title = nnx.Variable("net")
+
+    def f(m, x):
+        assert m.meta.value == {"version": "1.0"} and m.title.value == "net"
+        return m(x)
+
+    assert_close(transform(f, m, x), statement(f, m, x))
+    assert m.meta.value == {"version": "1.0"} and m.title.value == "net"
