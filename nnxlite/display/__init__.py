@@ -1,0 +1,1 @@
+"""Showing models: tables, trees, pictures, progress."""
