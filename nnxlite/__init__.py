@@ -92,6 +92,8 @@ from .core.state import to_pure_dict as to_pure_dict
 from .core.uninferred import UninferredError as UninferredError
 from .core.variable import Variable as Variable
 from .display.tables import tabulate as tabulate
+from .display.trees import autovisualize as autovisualize
+from .display.trees import display as display
 from .functional import initializers as initializers
 from .functional.activations import celu as celu
 from .functional.activations import elu as elu
