@@ -91,6 +91,7 @@ from .core.state import to_flat_state as to_flat_state
 from .core.state import to_pure_dict as to_pure_dict
 from .core.uninferred import UninferredError as UninferredError
 from .core.variable import Variable as Variable
+from .display.progress import progress as progress
 from .display.tables import tabulate as tabulate
 from .display.trees import autovisualize as autovisualize
 from .display.trees import display as display
