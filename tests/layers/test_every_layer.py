@@ -90,6 +90,7 @@ def test_same_signatures_as_flax(oracle, kind):
     only_here = {
         "SpectralNorm": ("kwargs", "promote_dtype"),
         "SimpleCell": ("dtype",),
+        "LoRA": ("axis",),
     }.get(kind, ())
 
     def parameters(function):

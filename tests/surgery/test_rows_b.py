@@ -178,8 +178,8 @@ def test_b11_custom_collections_by_class_and_by_name(x):
     class Stats(nnx.Variable):
         pass
 
-    nnx.register_variable_name("stats", Stats, overwrite=True)
-    assert nnx.variable_type_from_name("stats") is Stats
+    nnx.register_variable_name("step_stats", Stats, overwrite=True)
+    assert nnx.variable_type_from_name("step_stats") is Stats
     model = nnx.Dict(dense=nnx.Linear(4, 2, rngs=nnx.Rngs(0)), n=Stats(jnp.zeros(())))
 
     @nnx.jit

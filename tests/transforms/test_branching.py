@@ -294,7 +294,7 @@ DIFFERENT = [
     (
         lambda c: nnx.Param(jnp.ones(2)),
         lambda c: nnx.Variable(jnp.ones(2)),
-        r"the result differs: a new Param .*, a new Variable",
+        r"the result differs: a Param .*, a Variable",
     ),
 ]
 
