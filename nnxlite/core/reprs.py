@@ -49,7 +49,13 @@ def _value_repr(value: Any, shown: set[int]) -> str:
 
 
 def _counted(node: Any) -> str:
-    """` # 12 (48 B)`: the elements and bytes of all arrays below a node, each once."""
+    """` # 12 (48 B)`: see `totals`."""
+    elements, size = totals(node)
+    return f"  # {elements:,} ({_human(size)})" if elements else ""
+
+
+def totals(node: Any) -> tuple[int, int]:
+    """The elements and bytes of all arrays below a node, each once."""
     arrays: list[Any] = []
     seen: set[int] = set()
 
@@ -69,9 +75,7 @@ def _counted(node: Any) -> str:
                 visit(child)
 
     visit(node)
-    elements = sum(getattr(a, "size", 1) for a in arrays)
-    size = sum(_bytes(a) for a in arrays)
-    return f"  # {elements:,} ({_human(size)})" if elements else ""
+    return sum(getattr(a, "size", 1) for a in arrays), sum(map(_bytes, arrays))
 
 
 def _bytes(array: Any) -> int:

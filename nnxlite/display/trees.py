@@ -16,6 +16,7 @@ from jax.core import Tracer
 
 from ..core.arrays import is_array
 from ..core.module import Pytree
+from ..core.reprs import totals
 from ..core.state import State
 from ..core.variable import Variable
 
@@ -122,7 +123,7 @@ def _node(node: Pytree, path: str | None, subtree: Any) -> Any:
         else:
             shown = subtree(value, path=None if path is None else path + step)
         children.append(parts.siblings_with_annotations(label, shown))
-    numbers, size = _totals(node)
+    numbers, size = totals(node)
     summary = f"# {numbers:,} numbers, {size:,} bytes" if numbers else ""
     return parts.build_foldable_tree_node_from_children(
         prefix=f"{type(node).__name__}(",
@@ -187,27 +188,6 @@ def describe(value: Any) -> str:
     if finite.size < numbers.size:
         text += f", {numbers.size - finite.size:,} NaN or inf"
     return text
-
-
-def _totals(node: Any) -> tuple[int, int]:
-    """Numbers and bytes below a node, each Variable once."""
-    arrays: list[Any] = []
-    seen: set[int] = set()
-
-    def visit(value: Any) -> None:
-        if id(value) in seen:
-            return
-        seen.add(id(value))
-        if isinstance(value, Variable):
-            arrays.extend(filter(is_array, jax.tree.leaves(value.raw_value)))
-        elif is_array(value):
-            arrays.append(value)
-        elif isinstance(value, Pytree):
-            for child in value._nnx_items().values():
-                visit(child)
-
-    visit(node)
-    return sum(a.size for a in arrays), sum(a.size * a.dtype.itemsize for a in arrays)
 
 
 def _state(self: State, path: str | None, subtree_renderer: Any) -> Any:
