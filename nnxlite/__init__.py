@@ -55,6 +55,10 @@ from .core.module import Pytree as Pytree
 from .core.module import has_data as has_data
 from .core.module import is_data as is_data
 from .core.module import register_data_type as register_data_type
+from .core.pure_dicts import as_pure as as_pure
+from .core.pure_dicts import replace_by_pure_dict as replace_by_pure_dict
+from .core.pure_dicts import restore_int_paths as restore_int_paths
+from .core.pure_dicts import to_pure_dict as to_pure_dict
 from .core.rng_backups import restore_rngs as restore_rngs
 from .core.rng_contexts import fork_rngs as fork_rngs
 from .core.rng_contexts import split_rngs as split_rngs
@@ -79,16 +83,12 @@ from .core.splitting import unpack as unpack
 from .core.splitting import variables as variables
 from .core.state import FlatState as FlatState
 from .core.state import State as State
-from .core.state import as_pure as as_pure
 from .core.state import filter_state as filter_state
 from .core.state import from_flat_state as from_flat_state
 from .core.state import map_state as map_state
 from .core.state import merge_state as merge_state
-from .core.state import replace_by_pure_dict as replace_by_pure_dict
-from .core.state import restore_int_paths as restore_int_paths
 from .core.state import split_state as split_state
 from .core.state import to_flat_state as to_flat_state
-from .core.state import to_pure_dict as to_pure_dict
 from .core.uninferred import UninferredError as UninferredError
 from .core.variable import Variable as Variable
 from .display.progress import progress as progress

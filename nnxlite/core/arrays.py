@@ -37,6 +37,11 @@ def is_dynamic(value: Any) -> bool:
     )
 
 
+def type_of(array: Any) -> str:
+    """Dtype and shape, as JAX writes them: `float32[2,3]`."""
+    return f"{array.dtype}[{','.join(map(str, array.shape))}]"
+
+
 def array_repr(array: Any) -> str:
     """A small array with its values, any other by dtype and shape."""
     if isinstance(array, Tracer) or array.size > _SMALL:

@@ -82,17 +82,7 @@ def _plan_update(
     if isinstance(target, Variable):
         if target is given:
             return
-        new = given.raw_value if isinstance(given, Variable) else given
-        problem = misfit(target.raw_value, new) if strict else None
-        is_copy = isinstance(given, Variable) and given._metadata.is_frozen
-        if target._metadata.is_frozen and not is_copy:
-            problem = "is frozen (nnx.unfreeze lets it be written)"
-        if isinstance(given, Variable) and _shows(given) != _shows(target):
-            problem = (
-                "shows a function of what it stores (see nnx.parametrize), and not the "
-                "same in both: nnx.unparametrize makes it plain"
-            )
-        if problem:
+        if problem := _problem(target, given, strict):
             problems.append(f"{where} {problem}")
         elif isinstance(given, Variable):
             writes.append(lambda: target.update_from_state(given))
@@ -132,6 +122,25 @@ def _plan_update(
                 problems.append(f"{format_path(here)} {problem}")
             else:
                 writes.append(lambda k=key, v=value: set_child(target, k, v))
+
+
+def _problem(target: Variable[Any], given: Any, strict: bool) -> str | None:
+    """Why a Variable cannot take what is given."""
+    if not isinstance(given, Variable):
+        if target._metadata.is_frozen:
+            return _FROZEN
+        return misfit(target.raw_value, given) if strict else None
+    if _shows(given) != _shows(target):
+        return (
+            "shows a function of what it stores (see nnx.parametrize), and not the "
+            "same in both: nnx.unparametrize makes it plain"
+        )
+    if target._metadata.is_frozen and not given._metadata.is_frozen:
+        return _FROZEN
+    return misfit(target.raw_value, given.raw_value) if strict else None
+
+
+_FROZEN = "is frozen (nnx.unfreeze lets it be written)"
 
 
 def _shows(variable: Variable[Any]) -> Any:

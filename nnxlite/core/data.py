@@ -3,14 +3,7 @@
 import dataclasses
 from typing import Any, dataclass_transform
 
-from .module import (
-    _DATA,
-    _STATIC,
-    Marked,
-    _check_static,
-    _data_in,
-    iter_nodes,
-)
+from .module import _DATA, _STATIC, Marked, _check_static, _data_in, iter_nodes
 from .paths import format_path
 from .variable import MISSING
 

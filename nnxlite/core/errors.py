@@ -5,28 +5,12 @@ When no path is at hand, `name_of` looks for the attribute that holds an object.
 """
 
 import gc
-import logging
-import threading
 import types
 from typing import Any
 
 import jax
 
 from .paths import format_path
-
-
-class _Checks(threading.local):
-    """The checks of values in compiled code: see `nnx.error_if`.
-
-    Attributes:
-      count: how many there were in what this thread has traced.
-    """
-
-    count: int = 0
-
-
-checks = _Checks()
-failures: list[Exception] = []  # the last ones that they raised, where JAX wraps them
 
 
 class TraceContextError(ValueError):
@@ -49,25 +33,6 @@ class TraceContextError(ValueError):
       ...     print('nnx.jit' in str(error))
       True
     """
-
-
-class _Known(logging.Filter):
-    """JAX logs what a callback raises; what `error_if` raises is raised, not logged."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        return not any(error is failure for failure in failures)
-
-
-logging.getLogger("jax._src.callback").addFilter(_Known())
-
-
-def raise_own(error: Exception) -> None:
-    """Raises what `error_if` has raised, if that is what an error of JAX tells of."""
-    for failure in reversed(failures):
-        if f"{type(failure).__name__}: {failure}" in str(error):
-            failures.remove(failure)
-            raise failure from None
 
 
 class HiddenError(TraceContextError):

@@ -126,18 +126,11 @@ class GraphDef:
     @cached_property
     def paths(self) -> tuple[Path, ...]:
         """The paths of the leaves, in order."""
-        records, paths = iter(self.records), []
-
-        def visit(path: Path) -> None:
-            record = next(records)
-            if isinstance(record, (VariableRecord, ArrayRecord)):
-                paths.append(path)
-            elif isinstance(record, (NodeRecord, ContainerRecord)):
-                for key in record.keys:
-                    visit((*path, key))
-
-        visit(())
-        return tuple(paths)
+        return tuple(
+            path
+            for path, record in records_by_path(self.records)
+            if isinstance(record, (VariableRecord, ArrayRecord))
+        )
 
     def __repr__(self) -> str:
         return f"GraphDef({', '.join(map(repr, self.records))})"

@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from . import frames
+from .construction import class_watchers
 from .errors import name_of
 from .filters import Predicate
-from .module import Module, Pytree, class_watchers, iter_nodes
+from .module import Module, Pytree, iter_nodes
 from .operators import WRITING
 from .paths import Path, format_path
 from .uninferred import Uninferred

@@ -13,8 +13,6 @@ flattening a node whose graph has sharing or cycles raises an error.
 """
 
 import dataclasses
-import functools
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
@@ -22,6 +20,7 @@ import jax
 
 from . import frames
 from .arrays import is_array, is_dynamic
+from .construction import class_watchers, made_to_construct, making
 from .filters import Filter, to_predicate
 from .frames import Stamp
 from .paths import Key, Path, format_path, sorted_keys
@@ -42,42 +41,6 @@ class Marked:
 
     mark: str
     value: Any
-
-
-class _Making(threading.local):
-    """Whoever wants to know of new nodes of this thread: see `surgery.compact`."""
-
-    scope: Any = None
-
-    def __reduce__(self) -> str:
-        return "making"  # by name: a pickled class of __main__ refers to it
-
-
-making = _Making()
-
-
-# Called with each new class of nodes.
-class_watchers: list[Callable[[type], None]] = []
-
-
-def _constructing(init: Callable[..., None]) -> Callable[..., None]:
-    """The `__init__` of a class, followed by the check of what it has made."""
-
-    @functools.wraps(init)
-    def __init__(self: Any, /, *args: Any, **kwargs: Any) -> None:
-        if type(self).__init__ is not __init__:  # by `super()`
-            init(self, *args, **kwargs)
-            return
-        if making.scope is None:
-            init(self, *args, **kwargs)
-        else:
-            making.scope.construct(self, init, args, kwargs)
-        check = getattr(self, "__post_init_check__", None)
-        if check is not None:
-            check()
-
-    setattr(__init__, "_nnx_constructs", True)  # noqa: B010
-    return __init__
 
 
 class Pytree:
@@ -103,9 +66,7 @@ class Pytree:
     _nnx_names_parts = True  # whether errors name what it holds by paths from here
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        init = cls.__init__
-        if init is not object.__init__ and not hasattr(init, "_nnx_constructs"):
-            setattr(cls, "__init__", _constructing(init))  # noqa: B010
+        made_to_construct(cls)
         if making.scope is not None:
             return making.scope.instance(cls, args, kwargs)
         return _empty(cls)

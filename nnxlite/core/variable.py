@@ -290,12 +290,9 @@ class Variable(ArrayOperators, Generic[A]):
         Raises:
           ValueError: if this Variable is frozen and `other` is not.
         """
-        value = other.raw_value
-        if not other._metadata.is_frozen:
-            self.raw_value = value
+        write = self._write if other._metadata.is_frozen else self.set_raw_value
+        write(other.raw_value)
         self._change_metadata(other._metadata)
-        if other._metadata.is_frozen:
-            self._write(value)
 
     @property
     def type(self) -> type:

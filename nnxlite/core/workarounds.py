@@ -2,8 +2,9 @@
 
 import copyreg
 import functools
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +34,20 @@ def let_lax_take(cls: type, value_of: Callable[[Any], Any]) -> None:
         handlers[cls] = value_of
     else:
         register(cls, value_of)
+
+
+def let_callbacks_raise(known: Sequence[Exception]) -> None:
+    """Has JAX not log the errors in `known` when a callback raises them.
+
+    JAX (seen with 0.10) logs with a traceback what a callback raises, and raises it
+    too. Ends when it only raises; if the logger has another name, there is more text.
+    """
+
+    def is_news(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not any(error is one for one in known)
+
+    logging.getLogger("jax._src.callback").addFilter(is_news)
 
 
 def is_tracing_a_program() -> bool:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..core.arrays import is_array
+from ..core.arrays import is_array, type_of
 from ..core.filters import Filter, to_predicate
 from ..core.graph import variables_of
 from ..core.interception import Call
@@ -187,15 +187,16 @@ def tabulate(
 
 
 def _shapes(tree: Any) -> Any:
-    """A tree with shapes for arrays."""
+    """A tree with shapes for arrays and Variables."""
+    return jax.tree.map(
+        lambda x: _shape(x.value if isinstance(x, Variable) else x),
+        tree,
+        is_leaf=_is_object,
+    )
 
-    def shape(leaf: Any) -> Any:
-        leaf = leaf.value if isinstance(leaf, Variable) else leaf
-        if not is_array(leaf):
-            return leaf
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
-    return jax.tree.map(shape, tree, is_leaf=_is_object)
+def _shape(leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_array(leaf) else leaf
 
 
 def _is_object(value: Any) -> bool:
@@ -206,11 +207,7 @@ def _described(tree: Any) -> str:
     """The arrays of a tree, as `float32[8,2]`."""
     leaves = jax.tree.leaves(tree, is_leaf=_is_object)
     return ", ".join(
-        f"{x.dtype}[{','.join(map(str, x.shape))}]"
-        if is_array(x)
-        else type(x).__name__
-        if _is_object(x)
-        else repr(x)
+        type_of(x) if is_array(x) else type(x).__name__ if _is_object(x) else repr(x)
         for x in leaves
     )
 
@@ -235,7 +232,7 @@ def _counts(node: Any) -> tuple[dict[str, int], int]:
 def _flops(node: Any, first: _Seen, gradients: bool) -> float:
     """The operations of one call, from the compiled program."""
     graphdef, state = split(node)
-    leaves, treedef = jax.tree.flatten((_shapes_of_state(state), first.inputs))
+    leaves, treedef = jax.tree.flatten((jax.tree.map(_shape, state), first.inputs))
     arrays = [x for x in leaves if is_array(x)]
     floats = [jnp.issubdtype(x.dtype, jnp.inexact) for x in arrays]
 
@@ -263,12 +260,6 @@ def _flops(node: Any, first: _Seen, gradients: bool) -> float:
     compiled = jax.jit(with_gradients if gradients else call).lower(arrays).compile()
     costs: Any = compiled.cost_analysis()
     return float(costs.get("flops", 0.0)) if isinstance(costs, Mapping) else 0.0
-
-
-def _shapes_of_state(state: Any) -> Any:
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if is_array(x) else x, state
-    )
 
 
 # Layout

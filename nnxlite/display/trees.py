@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ..core.arrays import is_array
+from ..core.arrays import is_array, type_of
 from ..core.module import Pytree
 from ..core.reprs import totals
 from ..core.state import State
@@ -169,7 +169,7 @@ def describe(value: Any) -> str:
     """An array in a line: type, shape, statistics, and sharding where there is one."""
     if not is_array(value):
         return type(value).__name__
-    text = f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    text = type_of(value)
     if isinstance(value, (Tracer, jax.ShapeDtypeStruct)) or value.size == 0:
         return text
     sharding = getattr(value, "sharding", None)

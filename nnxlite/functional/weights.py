@@ -129,8 +129,10 @@ def spectral_norm(
     weight, u = weight.astype(exact), u.astype(exact)
     matrix = weight.reshape(-1, weight.shape[-1])
     v = unit(u @ matrix.T)
-    for step in range(steps):
-        v = unit(u @ matrix.T) if step else v
+    for _ in range(steps - 1):
+        u = unit(v @ matrix)
+        v = unit(u @ matrix.T)
+    if steps:
         u = unit(v @ matrix)
     u, v = lax.stop_gradient(u), lax.stop_gradient(v)
     value = (v @ matrix @ u.T)[0, 0]

@@ -132,7 +132,7 @@ def load(file: str | os.PathLike[str], like: Any, *, strict: bool = True) -> Any
     for path, leaf in wanted.items():
         if not _is_kept(path, leaf):
             found.setdefault(path, leaf)
-    _, news = fitted(like, found, strict)
+    _, news = fitted(like, wanted, found, strict)
     leaves = [
         (path, leaf.copy(news.get(path, leaf.raw_value)))
         if isinstance(leaf, Variable)

@@ -13,9 +13,9 @@ from ..core.changes import update
 from ..core.errors import name_of
 from ..core.filters import All, Filter
 from ..core.module import Module
+from ..core.pure_dicts import to_pure_dict
 from ..core.rngs import Rngs, RngState, RngStream
 from ..core.splitting import state as state_of
-from ..core.state import to_pure_dict
 from ..functional.recurrent import flip_sequences
 from ..transforms.loops import scan
 from ..transforms.prefixes import Carry, StateAxes

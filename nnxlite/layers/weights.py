@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from ..core import frames
-from ..core.filters import Filter, PathContains, to_predicate
+from ..core.filters import All, Filter, PathContains
 from ..core.graph import variables_of
 from ..core.kinds import BatchStat, Param
 from ..core.paths import Path, format_path
@@ -110,12 +110,7 @@ class WeightNorm(Layer):
             self.scales[path] = Param(scale)
 
     def _weights(self) -> list[tuple[Path, Any]]:
-        is_meant = to_predicate(self.variable_filter)
-        return [
-            (path, variable)
-            for path, variable in variables_of(self.layer_instance)
-            if isinstance(variable, Param) and is_meant(path, variable)
-        ]
+        return variables_of(self.layer_instance, All(Param, self.variable_filter))
 
     def _scale_shape(self, weight: Any) -> tuple[int, ...]:
         axes = self.feature_axes
@@ -221,8 +216,8 @@ class SpectralNorm(Layer):
     def _weights(self) -> list[tuple[Path, Any]]:
         weights = [
             (path, variable)
-            for path, variable in variables_of(self.layer_instance)
-            if isinstance(variable, Param) and variable.ndim > 1
+            for path, variable in variables_of(self.layer_instance, Param)
+            if variable.ndim > 1
         ]
         for path, weight in weights:
             if weight.ndim > 2 and self.error_on_non_matrix:

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from ..core.construction import making
 from ..core.errors import name_of
-from ..core.module import Module, Pytree, _empty, is_data, making
+from ..core.module import Module, Pytree, _empty, is_data
 from ..core.rngs import Rngs
 from ..core.variable import Variable
 

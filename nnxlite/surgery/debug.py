@@ -15,7 +15,7 @@ from jax.core import Tracer
 
 from ..core import frames
 from ..core.arrays import is_array
-from ..core.errors import checks, failures
+from ..core.checks import checks, failures
 from ..core.filters import Filter
 from ..core.interception import Call
 from ..core.paths import format_path

@@ -68,13 +68,15 @@ def diff(a: Any, b: Any, *, rtol: float = 0.0, atol: float = 0.0) -> Difference:
             gone.add(path)
             text = f"only in the {'second' if here is None else 'first'}: "
             lines[format_path(path)] = text + (here or there or ("", None, ""))[2]
-        elif here[0] != there[0]:
+            continue
+        texts = []
+        is_same = here[0] == there[0]
+        if not is_same:
             another = "another " if here[2] == there[2] else ""
-            lines[format_path(path)] = f"{here[2]} -> {another}{there[2]}"
-            if here[1] is not None and there[1] is not None:
-                if text := _value_difference(here[1], there[1], rtol, atol):
-                    lines[format_path(path)] += f"; {text}"
-        elif text := _value_difference(here[1], there[1], rtol, atol):
+            texts.append(f"{here[2]} -> {another}{there[2]}")
+        if is_same or here[1] is not None and there[1] is not None:
+            texts.append(_value_difference(here[1], there[1], rtol, atol) or "")
+        if text := "; ".join(filter(None, texts)):
             lines[format_path(path)] = text
     return Difference(lines)
 

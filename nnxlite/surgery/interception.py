@@ -122,11 +122,10 @@ def intercept_variables(
              [0.]], dtype=float32))
     """
     matches = to_predicate(only)
-    contexts = contextlib.ExitStack()
 
     @contextlib.contextmanager
     def both() -> Iterator[None]:
-        with contexts:
+        with contextlib.ExitStack() as contexts:
             for verb, function in ((READ, get), (CREATION, create)):
                 if function is not None:
                     one = Interceptor(verb, function, matches)

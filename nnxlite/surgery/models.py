@@ -305,7 +305,7 @@ def merge_lora(model: Any) -> None:
         )
     kernels: dict[int, Path] = {}
     for path, layer in found:
-        kernel = getattr(layer, "base_module", layer).kernel
+        kernel = _base(layer).kernel
         if id(kernel) in kernels:
             raise ValueError(
                 f"nnx.merge_lora: {format_path(path)!r} and "
@@ -316,14 +316,14 @@ def merge_lora(model: Any) -> None:
         kernels[id(kernel)] = path
     news = [(layer, _product(layer)) for layer in found.get()]
     for layer, stored in news:
-        getattr(layer, "base_module", layer).kernel._write(stored)
+        _base(layer).kernel._write(stored)
     found.wrap(_plain)
 
 
 def _product(layer: Any) -> Any:
     """What the kernel stores that has taken up the map beside it."""
     lora = getattr(layer, "lora", layer)
-    kernel = getattr(layer, "base_module", layer).kernel
+    kernel = _base(layer).kernel
     a, b = lora.lora_a.value, lora.lora_b.value
     merged = kernel.copy(frozen=False)
     merged.value = kernel.value + jnp.tensordot(a, b, 1).astype(kernel.dtype)
@@ -331,9 +331,12 @@ def _product(layer: Any) -> Any:
 
 
 def _is_over_kernel(path: Path, layer: Any) -> bool:
-    return isinstance(
-        getattr(getattr(layer, "base_module", layer), "kernel", None), Param
-    )
+    return isinstance(getattr(_base(layer), "kernel", None), Param)
+
+
+def _base(layer: Any) -> Any:
+    """The layer whose kernel a map is beside; a LoRALinear is that itself."""
+    return getattr(layer, "base_module", layer)
 
 
 def _plain(layer: Any) -> Any:

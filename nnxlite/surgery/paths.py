@@ -1,7 +1,6 @@
 """Paths: what is where in a model, as tuples or as text such as `blocks[0].kernel`."""
 
 import difflib
-import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -89,11 +88,7 @@ def set_path(model: Any, path: str | Path, value: Any) -> None:
       >>> model.layers[0].bias.value
       Array([1., 1., 1.], dtype=float32)
     """
-    put(model, as_path(path), value)
-
-
-def put(model: Any, path: Path, value: Any) -> None:
-    """See `set_path`."""
+    path = as_path(path)
     old = get_path(model, path)
     if isinstance(old, Variable) and not isinstance(value, (Variable, Pytree)):
         problem = misfit(old.get_value(), value)
@@ -194,7 +189,7 @@ def count_parameters(model: Any, only: Filter = Param) -> int:
       9
     """
     return sum(
-        math.prod(x.shape)
+        x.size
         for _, parameter in named_parameters(model, only)
         for x in jax.tree.leaves(parameter.raw_value)
         if is_array(x)

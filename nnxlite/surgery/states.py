@@ -217,8 +217,9 @@ def load_state(
     given = {_split(path): x for path, x in flat_pairs(state)}
     if rename is not None:
         given = _renamed(given.items(), rename)
-    report, news = fitted(model, given, strict, only, transform)
-    wanted = leaves_of(model)
+    matches = to_predicate(only)
+    wanted = {path: x for path, x in leaves_of(model).items() if matches(path, x)}
+    report, news = fitted(model, wanted, given, strict, transform)
     owners = {path: get_path(model, path[:-1]) for path in news if path}
     for path, owner in owners.items():
         if not isinstance(wanted[path], Variable) and not isinstance(owner, Pytree):
@@ -236,15 +237,13 @@ def load_state(
 
 def fitted(
     model: Any,
+    wanted: Mapping[Path, Any],
     given: Mapping[Path, Any],
-    strict: bool = True,
-    only: Filter = ...,
+    strict: bool,
     transform: Mapping[str, Callable[[Any], Any]] | None = None,
 ) -> tuple[Report, dict[Path, Any]]:
-    """The report of `load_state`, and by path the values for a model."""
+    """The report of `load_state`, and by path the values for a model's leaves."""
     transform = transform or {}
-    matches = to_predicate(only)
-    wanted = {path: x for path, x in leaves_of(model).items() if matches(path, x)}
     known = {tuple(map(str, path)): path for path in wanted}
     first = {id(x): path for path, x in wanted.items() if isinstance(x, Variable)}
     leaves: dict[Path, Any] = {}

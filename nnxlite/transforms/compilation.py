@@ -15,7 +15,8 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 import jax
 
 from ..core import interception
-from ..core.errors import HiddenError, checks, raise_own, title_of
+from ..core.checks import checks, raise_own
+from ..core.errors import HiddenError, title_of
 from ..core.frames import NO_TRACE, everywhere, is_outermost, neutral_level
 from ..core.statics import static_key
 from ..core.variable import MISSING

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
-from ..core.errors import checks, name_of
+from ..core.checks import checks
+from ..core.errors import name_of
 from ..core.frames import Frame
 from ..core.graph import Taking
 from ..core.module import key_of
