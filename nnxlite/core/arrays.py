@@ -8,10 +8,11 @@ sizes and rates. Everything else is static or a container.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-_SMALL = 20  # elements of an array that is still shown by its values
+_SMALL, _LONG = 20, 100  # elements, and characters, of an array shown by its values
 NUMBER_TYPES = frozenset({int, float, complex, bool})
 _ARRAY_CLASSES = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 _is_array_type: dict[type, bool] = {}
@@ -43,7 +44,10 @@ def type_of(array: Any) -> str:
 
 
 def array_repr(array: Any) -> str:
-    """A small array with its values, any other by dtype and shape."""
-    if isinstance(array, Tracer) or array.size > _SMALL:
-        return f"{array.dtype}{list(array.shape)}"
-    return repr(array)
+    """A small array in a line with its values, any other by dtype and shape."""
+    if isinstance(array, (Tracer, jax.ShapeDtypeStruct)) or array.size > _SMALL:
+        return type_of(array)
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return f"{type_of(array)} {jax.random.key_data(array).tolist()}"
+    text = " ".join(repr(array).split())
+    return text if len(text) <= _LONG else type_of(array)

@@ -34,6 +34,7 @@ from .module import (
     pytree_children,
 )
 from .paths import Key, Path, format_path, sorted_keys
+from .reprs import static_repr
 from .statics import Static
 from .variable import Variable
 
@@ -84,6 +85,7 @@ class Outside(NamedTuple):
 
 
 ARRAY = ArrayRecord()
+_MANY = 100  # lines of text, after which a GraphDef is cut
 _NEVER_DATA = frozenset({int, float, complex, bool, str, bytes, type(None), type})
 
 
@@ -133,7 +135,18 @@ class GraphDef:
         )
 
     def __repr__(self) -> str:
-        return f"GraphDef({', '.join(map(repr, self.records))})"
+        lines, objects = [], []
+        for path, record in records_by_path(self.records):
+            what = described(record)
+            if isinstance(record, (NodeRecord, VariableRecord)):
+                objects.append(path)
+                what = record.type.__name__
+            elif isinstance(record, Reference):
+                what = f"the same as {format_path(objects[record.number])}"
+            lines.append(f"\n  {format_path(path)}: {what}")
+        if len(lines) > _MANY:
+            lines[_MANY:] = [f"\n  and {len(lines) - _MANY} more"]
+        return f"GraphDef({''.join(lines)}\n)"
 
     def __reduce__(self) -> Any:
         return (GraphDef, (self.records,))
@@ -167,7 +180,9 @@ class Taking:
         self.leaves: list[Any] = []
         self.paths: list[Path] = []
         self.objects: list[Any] = list(known)
-        self.numbers = {id(obj): n for n, obj in enumerate(self.objects)}
+        self.numbers: dict[int, int] = {
+            id(obj): n for n, obj in enumerate(self.objects)
+        }
 
     @property
     def graphdef(self) -> GraphDef:
@@ -277,7 +292,7 @@ class Putting:
         leaf: Callable[[Any], Any],
         known: Iterable[Any] = (),
     ):
-        self.records = iter(records)
+        self.records: Iterator[Any] = iter(records)
         self.leaf = leaf
         self.objects: list[Any] = list(known)
 
@@ -357,7 +372,7 @@ def first_difference(
 def described(record: Any) -> str:
     """A record as text."""
     if isinstance(record, Static):
-        return repr(record.value)
+        return static_repr(record.value)
     if isinstance(record, Outside):
         return name_of(record.object)
     if isinstance(record, VariableRecord):

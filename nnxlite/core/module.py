@@ -24,7 +24,7 @@ from .construction import class_watchers, made_to_construct, making
 from .filters import Filter, to_predicate
 from .frames import Stamp
 from .paths import Key, Path, format_path, sorted_keys
-from .reprs import node_repr
+from .reprs import tree_repr
 from .sowing import perturb, sow
 from .statics import Static
 from .variable import MISSING, Variable
@@ -71,7 +71,7 @@ class Pytree:
             return making.scope.instance(cls, args, kwargs)
         return _empty(cls)
 
-    def __init_subclass__(cls, *, pytree: bool = True, **kwargs: Any):
+    def __init_subclass__(cls, *, pytree: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__slots__" in cls.__dict__ and cls.__dict__["__slots__"]:
             raise TypeError(
@@ -174,7 +174,7 @@ class Pytree:
             self._nnx_changed()
 
     def __repr__(self) -> str:
-        return node_repr(self)
+        return tree_repr(self)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if type(self).__reduce__ is not object.__reduce__:

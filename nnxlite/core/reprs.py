@@ -1,57 +1,216 @@
-"""How nodes print: nested, with shapes for big values and each object once.
+"""How nodes print: nested and short, each object once.
 
-A node met again prints as `Class(...)`. Behind the class stand the number of elements
-and bytes below it.
+Left out are attributes with the default value of the constructor's argument of that
+name. Layers in a row that look alike print once, as `12 x Block(...)`, and the inner
+nodes of a big model as `Block(...)`. Behind a class stand the number of elements and
+bytes below it; an object met again is said to be the same as at its first place.
 """
 
-from typing import Any
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import jax
 
-from .arrays import array_repr, is_array
+from .arrays import array_repr, is_array, type_of
+from .paths import Key, Path, format_path
 from .variable import Variable
 
 _LONG = 60  # characters of a static value
+_WIDTH = 88  # characters of a line
+_MANY = 100  # lines, from which on the inner nodes are folded
 
 
-def node_repr(node: Any, shown: set[int] | None = None) -> str:
-    """The text of a node; `shown` holds the ids of nodes that are printed already."""
-    shown = set() if shown is None else shown
-    name = type(node).__name__
-    if id(node) in shown:
-        return f"{name}(...)"
-    shown.add(id(node))
-    items = node._nnx_items()
-    if not items:
-        return f"{name}()"
-    lines = []
-    for key, value in items.items():
-        label = f"{key}=" if isinstance(key, str) else ""
-        text = label + _value_repr(value, shown)
-        lines.append("  " + text.replace("\n", "\n  "))
-    return f"{name}({_counted(node)}\n" + ",\n".join(lines) + "\n)"
+class _Text(NamedTuple):
+    """A value on its way to text.
+
+    Attributes:
+      label: what stands before it, such as `kernel=`.
+      head, tail: the text; between the two stand the parts, if there are any.
+      parts: of what it consists.
+      comment: what stands behind the first line.
+      form: what is equal if two elements of a list look alike; None for plain values.
+    """
+
+    label: str
+    head: str
+    tail: str = ""
+    parts: tuple["_Text", ...] = ()
+    comment: str = ""
+    form: Any = None
 
 
-def _value_repr(value: Any, shown: set[int]) -> str:
-    if hasattr(value, "_nnx_items"):
-        return node_repr(value, shown)
+def tree_repr(value: Any) -> str:
+    """The text of a node or of a mapping with nodes, Variables and arrays in it."""
+    text = _text_of("", value, (), {})
+    depth = _depth(text)
+    lines = _lines(text, _WIDTH, depth)
+    while len(lines) > _MANY and depth > 1:
+        depth -= 1
+        lines = _lines(text, _WIDTH, depth)
+    return "\n".join(f"{line}  # {note}" if note else line for line, note in lines)
+
+
+def _text_of(label: str, value: Any, path: Path, seen: dict[int, Path]) -> _Text:
+    is_node = hasattr(value, "_nnx_items")
+    if is_node or isinstance(value, Variable):
+        name = type(value).__name__
+        if id(value) in seen:
+            comment = f"the same as {format_path(seen[id(value)])}"
+            return _Text(label, f"{name}(...)", "", (), comment, (label, comment))
+        seen[id(value)] = path
     if isinstance(value, Variable):
-        return repr(value)
+        return _Text(label, repr(value), form=(label, _form(value)))
     if is_array(value):
-        return array_repr(value)
-    if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        parts = [_value_repr(part, shown) for part in value]
-        return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
+        return _Text(label, array_repr(value), form=(label, type_of(value)))
+    opened = _opened(value, bool(path))
+    if opened is None:
+        return _Text(label, static_repr(value))
+    head, tail, items = opened
+    comment = _counted(value) if is_node else ""
+    parts = tuple(_text_of(part, x, (*path, key), seen) for part, key, x in items)
+    looks = tuple(part.form or part.label + part.head for part in parts)
+    return _Text(label, head, tail, parts, comment, (label, head, looks))
+
+
+def _opened(
+    value: Any, is_inner: bool
+) -> tuple[str, str, Iterable[tuple[str, Key, Any]]] | None:
+    """What stands before and behind the parts of a value, and these with their labels;
+    None if it has no parts."""
+    name = type(value).__name__
+    if hasattr(value, "_nnx_items"):
+        return f"{name}(", ")", _told(value)
+    if isinstance(value, tuple):
+        fields = getattr(value, "_fields", None)
+        if fields is not None:
+            items = zip(fields, value, strict=True)
+            return f"{name}(", ")", ((f"{key}=", key, x) for key, x in items)
+        return "(", ",)" if len(value) == 1 else ")", (
+            ("", key, x) for key, x in enumerate(value)
+        )
+    if isinstance(value, Mapping):
+        head, tail = ("{", "}") if is_inner else (f"{name}({{", "})")
+        return head, tail, ((f"{key!r}: ", key, x) for key, x in value.items())
+    return None
+
+
+def _told(node: Any) -> Iterator[tuple[str, Key, Any]]:
+    """The attributes and elements of a node that are worth a word."""
+    defaults = _defaults(type(node))
+    for key, value in node._nnx_items().items():
+        if key in defaults and _is_same(value, defaults[key]):
+            continue
+        if callable(value) and str(key).endswith(getattr(value, "__name__", "?")):
+            continue  # promote_dtype=promote_dtype
+        yield f"{key}=" if isinstance(key, str) else "", key, value
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    try:
+        parameters = inspect.signature(kind.__init__).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if parameter.default is not parameter.empty
+    }
+
+
+def _is_same(value: Any, default: Any) -> bool:
+    if value is default:
+        return True
+    if type(value) is not type(default) or is_array(value):
+        return False
+    try:
+        return bool(value == default)
+    except Exception:  # a class of the user's, with an == of its own
+        return False
+
+
+def _form(variable: Variable[Any]) -> Any:
+    value = variable.raw_value
+    shown = type_of(value) if is_array(value) else repr(value)
+    return type(variable).__name__, shown, repr(variable._metadata)
+
+
+def static_repr(value: Any) -> str:
+    """A static value in a few words: functions and classes by name, the rest cut."""
     if isinstance(value, type) or callable(value) and hasattr(value, "__name__"):
         return value.__name__
     text = repr(value)
     return text if len(text) <= _LONG else text[: _LONG - 3] + "..."
 
 
+# Layout
+
+
+def _depth(text: _Text) -> int:
+    return 1 + max(map(_depth, text.parts)) if text.parts else 0
+
+
+def _lines(text: _Text, width: int, depth: int) -> list[tuple[str, str]]:
+    """Lines with their comments; below `depth` only what fits on one."""
+    head = text.label + text.head
+    inner = max(depth - 1, 0)
+    blocks = [_lines(part, width - 2, inner) for part in _in_runs(text.parts)]
+    rows = _filled(blocks, width - 3)  # a comma may follow
+    if not rows:
+        return [(head + text.tail, text.comment)]
+    if len(rows) == 1 and len(rows[0]) == 1:
+        whole, note = rows[0][0]
+        whole = head + whole + text.tail
+        if not note and len(whole + text.comment) < width - 4:
+            return [(whole, text.comment)]
+    if depth == 0:
+        return [(f"{head}...{text.tail}", text.comment)]
+    lines = [(head, text.comment)]
+    for number, row in enumerate(rows, 1):
+        *before, (last, note) = row
+        lines += [("  " + line, x) for line, x in before]
+        lines.append(("  " + last + ("," if number < len(rows) else ""), note))
+    return [*lines, (text.tail, "")]
+
+
+def _in_runs(parts: Sequence[_Text]) -> Iterator[_Text]:
+    """The parts, with one for many in a row that look alike."""
+    for form, group in groupby(parts, lambda part: part.form):
+        first, *others = group
+        if others and form is not None and not first.label:
+            comment = f"each {first.comment}" if first.comment else ""
+            label = f"{len(others) + 1} x "
+            yield first._replace(label=label, comment=comment)
+        else:
+            yield from (first, *others)
+
+
+def _filled(
+    blocks: Sequence[list[tuple[str, str]]], width: int
+) -> list[list[tuple[str, str]]]:
+    """The same, with short ones together on one line."""
+    rows: list[list[tuple[str, str]]] = []
+    is_open = False  # whether the last row may grow
+    for block in blocks:
+        is_short = len(block) == 1 and not block[0][1]
+        if is_short and is_open:
+            joined = f"{rows[-1][0][0]}, {block[0][0]}"
+            if len(joined) <= width:
+                rows[-1] = [(joined, "")]
+                continue
+        rows.append(block)
+        is_open = is_short
+    return rows
+
+
+# Sizes
+
+
 def _counted(node: Any) -> str:
-    """` # 12 (48 B)`: see `totals`."""
+    """`12 (48 B)`: see `totals`."""
     elements, size = totals(node)
-    return f"  # {elements:,} ({_human(size)})" if elements else ""
+    return f"{elements:,} ({_human(size)})" if elements else ""
 
 
 def totals(node: Any) -> tuple[int, int]:

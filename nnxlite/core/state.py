@@ -14,6 +14,7 @@ import jax
 
 from .filters import Filter, filters_to_predicates
 from .paths import Key, Path, format_path, set_in, sorted_keys
+from .reprs import tree_repr
 
 FlatPairs = Iterable[tuple[Path, Any]]
 
@@ -102,7 +103,7 @@ class State(MutableMapping[Key, Any]):
         return State.from_pairs((p, x) for p, x in flat_pairs(self) if p not in gone)
 
     def __repr__(self) -> str:
-        return f"State({_indented(self._mapping)})"
+        return tree_repr(self)
 
     def __copy__(self) -> "State":
         return State(self._mapping)
@@ -139,14 +140,6 @@ def _level(mapping: dict[Key, Any]) -> Any:
     """A level below the root: a State where JAX could not sort the keys of a dict."""
     kinds = set(map(type, mapping))
     return State(mapping, _copy=False) if len(kinds) > 1 or kinds & {tuple} else mapping
-
-
-def _indented(value: Any, indent: str = "") -> str:
-    if not isinstance(value, Mapping):
-        return repr(value).replace("\n", "\n" + indent)
-    inner = indent + "  "
-    lines = [f"{inner}{k!r}: {_indented(v, inner)}" for k, v in value.items()]
-    return "{\n" + ",\n".join(lines) + f"\n{indent}}}" if lines else "{}"
 
 
 # State as a JAX pytree: one call of Python a State, below it C++

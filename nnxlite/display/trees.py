@@ -41,13 +41,7 @@ def display(*values: Any) -> None:
     Example:
       >>> import nnxlite as nnx
       >>> nnx.display(nnx.Dropout(0.5))
-      Dropout(
-        rate=0.5,
-        broadcast_dims=(),
-        deterministic=False,
-        rng_collection='dropout',
-        rngs=None
-      )
+      Dropout(rate=0.5)
     """
     for value in values:
         if _is_notebook():

@@ -118,8 +118,7 @@ def intercept_variables(
       dtype(bfloat16)
       >>> with nnx.intercept_variables(create=lambda v, x: jnp.zeros_like(x)):
       ...     print(nnx.Linear(2, 1, rngs=nnx.Rngs(0)).kernel)
-      Param(value=Array([[0.],
-             [0.]], dtype=float32))
+      Param(value=Array([[0.], [0.]], dtype=float32))
     """
     matches = to_predicate(only)
 

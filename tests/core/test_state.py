@@ -566,7 +566,7 @@ def test_states_of_states_compare_their_leaves():
         (nnx.State({}), "State({})"),
         (
             nnx.State({"a": {0: nnx.Param(1)}, "b": 2}),
-            "State({\n  'a': {\n    0: Param(value=1)\n  },\n  'b': 2\n})",
+            "State({'a': {0: Param(value=1)}, 'b': 2})",
         ),
     ],
 )

@@ -790,7 +790,7 @@ def test_variables_are_collected():
     [
         (nnx.Param(1), "Param(value=1)"),
         (nnx.Variable("a", note=(1, None)), "Variable(value='a', note=(1, None))"),
-        (nnx.Cache(jnp.zeros((20, 20))), "Cache(value=float32[20, 20])"),
+        (nnx.Cache(jnp.zeros((20, 20))), "Cache(value=float32[20,20])"),
     ],
 )
 def test_repr(v, text):
