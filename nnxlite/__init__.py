@@ -91,6 +91,7 @@ from .core.state import split_state as split_state
 from .core.state import to_flat_state as to_flat_state
 from .core.uninferred import UninferredError as UninferredError
 from .core.variable import Variable as Variable
+from .display import plots as plot
 from .display.progress import progress as progress
 from .display.tables import tabulate as tabulate
 from .display.trees import autovisualize as autovisualize

@@ -22,56 +22,70 @@ _WIDTH = 88  # characters of a line
 _MANY = 100  # lines, from which on the inner nodes are folded
 
 
-class _Text(NamedTuple):
+class Outline(NamedTuple):
     """A value on its way to text.
 
     Attributes:
+      value: the value.
+      path: where it is.
       label: what stands before it, such as `kernel=`.
       head, tail: the text; between the two stand the parts, if there are any.
       parts: of what it consists.
       comment: what stands behind the first line.
       form: what is equal if two elements of a list look alike; None for plain values.
+      first: of an object that was met before, where.
     """
 
+    value: Any
+    path: Path
     label: str
     head: str
     tail: str = ""
-    parts: tuple["_Text", ...] = ()
+    parts: tuple["Outline", ...] = ()
     comment: str = ""
     form: Any = None
+    first: Path | None = None
 
 
 def tree_repr(value: Any) -> str:
     """The text of a node or of a mapping with nodes, Variables and arrays in it."""
-    text = _text_of("", value, (), {})
-    depth = _depth(text)
-    lines = _lines(text, _WIDTH, depth)
+    whole = outline(value)
+    depth = _depth(whole)
+    lines = _lines(whole, _WIDTH, depth)
     while len(lines) > _MANY and depth > 1:
         depth -= 1
-        lines = _lines(text, _WIDTH, depth)
+        lines = _lines(whole, _WIDTH, depth)
     return "\n".join(f"{line}  # {note}" if note else line for line, note in lines)
 
 
-def _text_of(label: str, value: Any, path: Path, seen: dict[int, Path]) -> _Text:
+def outline(value: Any) -> Outline:
+    """What is told of a value, each object once."""
+    return _outlined("", value, (), {})
+
+
+def _outlined(label: str, value: Any, path: Path, seen: dict[int, Path]) -> Outline:
+    start = (value, path, label)
     is_node = hasattr(value, "_nnx_items")
     if is_node or isinstance(value, Variable):
         name = type(value).__name__
         if id(value) in seen:
-            comment = f"the same as {format_path(seen[id(value)])}"
-            return _Text(label, f"{name}(...)", "", (), comment, (label, comment))
+            first = seen[id(value)]
+            comment = f"the same as {format_path(first)}"
+            head, form = f"{name}(...)", (label, comment)
+            return Outline(*start, head, comment=comment, form=form, first=first)
         seen[id(value)] = path
     if isinstance(value, Variable):
-        return _Text(label, repr(value), form=(label, _form(value)))
+        return Outline(*start, repr(value), form=(label, _form(value)))
     if is_array(value):
-        return _Text(label, array_repr(value), form=(label, type_of(value)))
+        return Outline(*start, array_repr(value), form=(label, type_of(value)))
     opened = _opened(value, bool(path))
     if opened is None:
-        return _Text(label, static_repr(value))
+        return Outline(*start, static_repr(value))
     head, tail, items = opened
     comment = _counted(value) if is_node else ""
-    parts = tuple(_text_of(part, x, (*path, key), seen) for part, key, x in items)
+    parts = tuple(_outlined(part, x, (*path, key), seen) for part, key, x in items)
     looks = tuple(part.form or part.label + part.head for part in parts)
-    return _Text(label, head, tail, parts, comment, (label, head, looks))
+    return Outline(*start, head, tail, parts, comment, (label, head, looks))
 
 
 def _opened(
@@ -87,8 +101,10 @@ def _opened(
         if fields is not None:
             items = zip(fields, value, strict=True)
             return f"{name}(", ")", ((f"{key}=", key, x) for key, x in items)
-        return "(", ",)" if len(value) == 1 else ")", (
-            ("", key, x) for key, x in enumerate(value)
+        return (
+            "(",
+            ",)" if len(value) == 1 else ")",
+            (("", key, x) for key, x in enumerate(value)),
         )
     if isinstance(value, Mapping):
         head, tail = ("{", "}") if is_inner else (f"{name}({{", "})")
@@ -147,34 +163,34 @@ def static_repr(value: Any) -> str:
 # Layout
 
 
-def _depth(text: _Text) -> int:
-    return 1 + max(map(_depth, text.parts)) if text.parts else 0
+def _depth(item: Outline) -> int:
+    return 1 + max(map(_depth, item.parts)) if item.parts else 0
 
 
-def _lines(text: _Text, width: int, depth: int) -> list[tuple[str, str]]:
+def _lines(item: Outline, width: int, depth: int) -> list[tuple[str, str]]:
     """Lines with their comments; below `depth` only what fits on one."""
-    head = text.label + text.head
+    head = item.label + item.head
     inner = max(depth - 1, 0)
-    blocks = [_lines(part, width - 2, inner) for part in _in_runs(text.parts)]
+    blocks = [_lines(part, width - 2, inner) for part in in_runs(item.parts)]
     rows = _filled(blocks, width - 3)  # a comma may follow
     if not rows:
-        return [(head + text.tail, text.comment)]
+        return [(head + item.tail, item.comment)]
     if len(rows) == 1 and len(rows[0]) == 1:
         whole, note = rows[0][0]
-        whole = head + whole + text.tail
-        if not note and len(whole + text.comment) < width - 4:
-            return [(whole, text.comment)]
+        whole = head + whole + item.tail
+        if not note and len(whole + item.comment) < width - 4:
+            return [(whole, item.comment)]
     if depth == 0:
-        return [(f"{head}...{text.tail}", text.comment)]
-    lines = [(head, text.comment)]
+        return [(f"{head}...{item.tail}", item.comment)]
+    lines = [(head, item.comment)]
     for number, row in enumerate(rows, 1):
         *before, (last, note) = row
         lines += [("  " + line, x) for line, x in before]
         lines.append(("  " + last + ("," if number < len(rows) else ""), note))
-    return [*lines, (text.tail, "")]
+    return [*lines, (item.tail, "")]
 
 
-def _in_runs(parts: Sequence[_Text]) -> Iterator[_Text]:
+def in_runs(parts: Sequence[Outline]) -> Iterator[Outline]:
     """The parts, with one for many in a row that look alike."""
     for form, group in groupby(parts, lambda part: part.form):
         first, *others = group

@@ -74,11 +74,12 @@ class Table(str):
 
     def _repr_html_(self) -> str:
         heads, cells = _cells(self.rows)
-        style = "text-align:left;padding:2px 10px;white-space:pre"
 
         def line(tag: str, texts: Sequence[str]) -> str:
             inner = "".join(
-                f'<{tag} style="{style}">{html.escape(text)}</{tag}>' for text in texts
+                f'<{tag} style="text-align:{"left" if head in _WORDS else "right"};'
+                f'padding:2px 10px;white-space:pre">{html.escape(text)}</{tag}>'
+                for head, text in zip(heads, texts, strict=True)
             )
             return f"<tr>{inner}</tr>"
 
@@ -131,10 +132,10 @@ def tabulate(
       >>> import jax, jax.numpy as jnp, nnxlite as nnx
       >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.relu)
       >>> print(nnx.tabulate(model, jax.ShapeDtypeStruct((8, 2), jnp.float32)))
-      path       type        inputs        outputs       Param  bytes  share
+      path       type        inputs        outputs       Param  bytes   share
       -----------------------------------------------------------------------
-                 Sequential  float32[8,2]  float32[8,3]  9      36     100.0%
-      layers[0]  Linear      float32[8,2]  float32[8,3]  9      36     100.0%
+                 Sequential  float32[8,2]  float32[8,3]      9     36  100.0%
+      layers[0]  Linear      float32[8,2]  float32[8,3]      9     36  100.0%
     """
     if depth is not None and depth < 0:
         raise ValueError(f"nnx.tabulate: depth must not be negative, and is {depth}")
@@ -264,6 +265,8 @@ def _flops(node: Any, first: _Seen, gradients: bool) -> float:
 
 # Layout
 
+_WORDS = ("path", "type", "inputs", "outputs")  # columns that are no numbers
+
 
 def _cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """The heads, and the text of each cell; columns without content are left out."""
@@ -294,7 +297,10 @@ def _text(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     lines = [heads, *cells]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = [
-        "  ".join(x.ljust(n) for x, n in zip(line, widths, strict=True)).rstrip()
+        "  ".join(
+            x.ljust(n) if head in _WORDS else x.rjust(n)
+            for head, x, n in zip(heads, line, widths, strict=True)
+        ).rstrip()
         for line in lines
     ]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))

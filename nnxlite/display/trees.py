@@ -1,13 +1,11 @@
 """Trees: models in notebooks, by treescope, which folds and colours them.
 
-treescope asks an object for its part of the picture, with the path at which it is. The
-object that it asks first is the root; what is met again below it is shown once and
-named after that.
+What is told is the outline that `repr` prints too; treescope adds arrays' pictures.
 """
 
 import sys
-import threading
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,21 +13,23 @@ import numpy as np
 from jax.core import Tracer
 
 from ..core.arrays import is_array, type_of
+from ..core.kinds import BatchStat, Cache, Intermediate, Param, Perturbation
 from ..core.module import Pytree
-from ..core.reprs import totals
+from ..core.paths import format_path
+from ..core.reprs import Outline, outline
+from ..core.rngs import RngState
 from ..core.state import State
 from ..core.variable import Variable
 
 _MOST = 10_000_000  # elements of an array whose statistics are shown
-
-
-class _Rendering(threading.local):
-    """The objects shown so far below the present root, by id, and where."""
-
-    places: dict[int, str] | None = None
-
-
-_rendering = _Rendering()
+_LINES = 40  # that are shown before anything is unfolded
+_COLOURS = (  # of kinds of Variables, the first that fits
+    (Param, "#a6c8ff"),
+    (BatchStat, "#a8dfb1"),
+    (RngState, "#e3c2f5"),
+    (Cache, "#ffd59e"),
+    ((Intermediate, Perturbation), "#f9b9c0"),
+)
 
 
 def display(*values: Any) -> None:
@@ -71,99 +71,136 @@ def _is_notebook() -> bool:
     return shell is not None and hasattr(shell, "kernel")
 
 
-def _render(self: Any, path: str | None, subtree_renderer: Any) -> Any:
+def _render(self: Any, path: str | None, subtree_renderer: Callable[..., Any]) -> Any:
     """What treescope calls."""
-    is_root = _rendering.places is None
-    if is_root:
-        _rendering.places = {}
-    try:
-        places = _rendering.places
-        assert places is not None
-        if id(self) in places:
-            return _again(self, path, places[id(self)])
-        places[id(self)] = path or ""
-        if isinstance(self, Variable):
-            return _variable(self, path, subtree_renderer)
-        return _node(self, path, subtree_renderer)
-    finally:
-        if is_root:
-            _rendering.places = None
+    from treescope import type_registries
+
+    for kind in _KINDS:  # we say ourselves what is shared
+        type_registries.IMMUTABLE_TYPES_REGISTRY[kind] = True
+    whole = outline(self)
+    colours: dict[int, str] = {}
+    for item in _items(whole):
+        if item.first is not None:
+            hue = 137 * len(colours) % 360  # far apart, however many there are
+            colours.setdefault(id(item.value), f"hsl({hue}deg 70% 45%)")
+    return _Picture(path, subtree_renderer, colours).of(whole, _open_levels(whole))
 
 
-def _again(value: Any, path: str | None, first: str) -> Any:
-    from treescope import rendering_parts as parts
-
-    where = f"  # the same as {first}" if first else "  # the root"
-    return parts.build_one_line_tree_node(
-        parts.siblings(
-            f"{type(value).__name__}(...)", parts.comment_color(parts.text(where))
-        ),
-        path,
-    )
+def _items(item: Outline) -> Iterator[Outline]:
+    yield item
+    for part in item.parts:
+        yield from _items(part)
 
 
-def _node(node: Pytree, path: str | None, subtree: Any) -> Any:
-    from treescope import rendering_parts as parts
-    from treescope.formatting_util import color_from_string
-
-    children = []
-    for key, value in node._nnx_items().items():
-        is_name = isinstance(key, str) and key.isidentifier()
-        step = f".{key}" if is_name else f"[{key!r}]"
-        label = f"{key}=" if is_name else "" if isinstance(key, int) else f"{key!r}: "
-        name = getattr(value, "__name__", None)
-        if callable(value) and name and not isinstance(value, (Pytree, type)):
-            shown: Any = parts.text(name)
-        else:
-            shown = subtree(value, path=None if path is None else path + step)
-        children.append(parts.siblings_with_annotations(label, shown))
-    numbers, size = totals(node)
-    summary = f"# {numbers:,} numbers, {size:,} bytes" if numbers else ""
-    return parts.build_foldable_tree_node_from_children(
-        prefix=f"{type(node).__name__}(",
-        children=children,
-        suffix=")",
-        comma_separated=True,
-        path=path,
-        background_color=color_from_string(type(node).__qualname__),
-        first_line_annotation=parts.comment_color(parts.text(summary)),
-        expand_state=parts.ExpandState.EXPANDED
-        if path == ""
-        else parts.ExpandState.WEAKLY_COLLAPSED,
-    )
+def _open_levels(whole: Outline) -> int:
+    """How many levels are shown unfolded, so that it is not too long."""
+    level, lines, count = [whole], 1, 0
+    while level and lines + sum(len(item.parts) for item in level) <= _LINES:
+        level = [part for item in level for part in item.parts]
+        lines, count = lines + len(level), count + 1
+    return max(count, 1)
 
 
-def _variable(variable: Variable[Any], path: str | None, subtree: Any) -> Any:
-    from treescope import rendering_parts as parts
-    from treescope.formatting_util import color_from_string
+class _Picture(NamedTuple):
+    """A picture of one whole.
 
-    value, kind = variable.raw_value, type(variable)
-    inner = None if path is None else f"{path}.raw_value"
-    children = [
-        parts.siblings_with_annotations("value=", subtree(value, path=inner)),
-        *(
-            parts.siblings_with_annotations(f"{name}=", subtree(x, path=None))
-            for name, x in variable._metadata.items()
-        ),
-    ]
-    frozen = "frozen, " if variable._metadata.is_frozen else ""
-    summary = parts.comment_color(parts.text(f"  # {frozen}{describe(value)}"))
-    return parts.build_foldable_tree_node_from_children(
-        prefix=f"{kind.__name__}(",
-        children=children,
-        suffix=parts.siblings(")", parts.fold_condition(collapsed=summary)),
-        comma_separated=True,
-        path=path,
-        background_color="#c8c8c8" if frozen else color_from_string(kind.__name__),
-        first_line_annotation=summary,
-    )
+    Attributes:
+      path: of the whole, in treescope's spelling; None without paths.
+      subtree: draws a value that is not ours.
+      colours: of the lines below what stands in several places, by id.
+    """
+
+    path: str | None
+    subtree: Callable[..., Any]
+    colours: Mapping[int, str]
+
+    def of(self, item: Outline, levels: int) -> Any:
+        """A value with what is below it; so many levels are unfolded."""
+        from treescope import rendering_parts as render
+
+        value, path = item.value, self.path
+        if path is not None:  # in treescope, paths begin with a dot or a bracket
+            path += format_path(item.path, root="_")[1:]
+        if item.first is not None:
+            head = self.styled(f"{type(value).__name__}(", value)
+            tail = self.styled(")", value)
+            line = render.siblings(head, _comment(item.comment), tail)
+            return render.build_one_line_tree_node(line, path)
+        if isinstance(value, Variable):
+            array, metadata = value.raw_value, value._metadata
+            frozen = "frozen, " if metadata.is_frozen else ""
+            summary = render.text(frozen + describe(array))
+            inner = None if path is None else f"{path}.raw_value"
+            below = [("value=", self.subtree(array, path=inner))]
+            below += [(f"{name}=", self.subtree(x)) for name, x in metadata.items()]
+            ends = f"{type(value).__name__}(", ")"
+            return self.foldable(value, path, ends, summary, below, not item.path)
+        if item.parts:
+            summary = _comment(item.comment or "...")
+            below = [(part.label, self.of(part, levels - 1)) for part in item.parts]
+            ends = item.head, item.tail
+            return self.foldable(value, path, ends, summary, below, levels > 0)
+        if is_array(value) or isinstance(value, (int, float, str, type(None))):
+            return self.subtree(value, path=path)
+        return render.build_one_line_tree_node(item.head + item.tail, path)
+
+    def foldable(
+        self,
+        value: Any,
+        path: str | None,
+        ends: tuple[str, str],
+        summary: Any,
+        below: Sequence[tuple[str, Any]],
+        is_open: bool,
+    ) -> Any:
+        from treescope import rendering_parts as render
+
+        head, tail = (self.styled(x, value) for x in ends)
+        children = [render.siblings_with_annotations(*pair) for pair in below]
+        unfolded = render.indented_children(children, comma_separated=True)
+        inner = render.fold_condition(summary, render.siblings("  ", summary, unfolded))
+        states = render.ExpandState
+        state = states.WEAKLY_EXPANDED if is_open else states.COLLAPSED
+        contents = render.siblings(inner, tail)
+        return render.build_custom_foldable_tree_node(contents, path, head, state)
+
+    def styled(self, text: str, value: Any) -> Any:
+        """A class, coloured by kind, underlined where it stands in several places."""
+        from treescope import rendering_parts as render
+
+        style = f"background: {colour_of(value)}; border-radius: 3px"
+        if not isinstance(value, Variable):
+            style += "; font-weight: bold"
+        elif value._metadata.is_frozen:
+            style += "; border: 1px dashed #707070"
+        if id(value) in self.colours:
+            style += f"; border-bottom: 3px solid {self.colours[id(value)]}"
+        return render.custom_style(render.text(text), style)
+
+
+def _comment(text: str) -> Any:
+    from treescope import rendering_parts as render
+
+    return render.custom_text_color(render.text(text), "#707070")
+
+
+def colour_of(value: Any) -> str:
+    """The colour of a Variable by its kind, of anything else transparent; in CSS."""
+    if not isinstance(value, Variable):
+        return "transparent"
+    return next((x for kind, x in _COLOURS if isinstance(value, kind)), "#d9d9d9")
+
+
+def shape_of(value: Any) -> str:
+    """The type of the value of a Variable, with its shape if it is an array."""
+    return type_of(value) if is_array(value) else type(value).__name__
 
 
 def describe(value: Any) -> str:
     """An array in a line: type, shape, statistics, and sharding where there is one."""
+    text = shape_of(value)
     if not is_array(value):
-        return type(value).__name__
-    text = type_of(value)
+        return text
     if isinstance(value, (Tracer, jax.ShapeDtypeStruct)) or value.size == 0:
         return text
     sharding = getattr(value, "sharding", None)
@@ -184,16 +221,6 @@ def describe(value: Any) -> str:
     return text
 
 
-def _state(self: State, path: str | None, subtree_renderer: Any) -> Any:
-    from treescope import repr_lib
-
-    return repr_lib.render_dictionary_wrapper(
-        object_type=type(self),
-        wrapped_dict=dict(self),
-        path=path,
-        subtree_renderer=subtree_renderer,
-    )
-
-
-for _kind, _method in ((Pytree, _render), (Variable, _render), (State, _state)):
-    setattr(_kind, "__treescope_repr__", _method)  # noqa: B010
+_KINDS = (Pytree, Variable, State)
+for _kind in _KINDS:
+    setattr(_kind, "__treescope_repr__", _render)  # noqa: B010
