@@ -11,12 +11,14 @@ import itertools
 import pathlib
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import Array
 
 import nnxlite as nnx
 
@@ -30,6 +32,8 @@ except ImportError as error:
     sys.exit(f'{error.name} is missing: run pip install -e ".[demo]"')
 
 BATCH_SIZE = 64
+Data = Sequence[np.ndarray]  # training and held-out images, then their labels
+History = dict[str, list[float]]
 
 
 class Net(nnx.Module):
@@ -44,20 +48,26 @@ class Net(nnx.Module):
         self.dropout = nnx.Dropout(0.3, rngs=rngs)
         self.head = nnx.Linear(64, 10, rngs=rngs)
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         x = nnx.max_pool(nnx.relu(self.norm1(self.conv1(x))), (2, 2), (2, 2))
         x = nnx.max_pool(nnx.relu(self.norm2(self.conv2(x))), (2, 2), (2, 2))
         x = self.dropout(nnx.relu(self.hidden(x.reshape(len(x), -1))))
         return self.head(x)
 
 
-def loss_fn(model, images, labels):
+def loss_fn(model: Net, images: Array, labels: Array) -> tuple[Array, Array]:
     logits = model(images)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return losses.mean(), logits
 
 
-def train_step(model, optimizer, metrics, images, labels):
+def train_step(
+    model: Net,
+    optimizer: nnx.Optimizer,
+    metrics: nnx.MultiMetric,
+    images: Array,
+    labels: Array,
+) -> None:
     (loss, logits), grads = nnx.value_and_grad(loss_fn, has_aux=True)(
         model, images, labels
     )
@@ -66,33 +76,36 @@ def train_step(model, optimizer, metrics, images, labels):
 
 
 @nnx.jit
-def predict(model, images):
+def predict(model: Net, images: Array) -> Array:
     return model(images).argmax(axis=-1)
 
 
-def new_metrics():
+def new_metrics() -> nnx.MultiMetric:
     return nnx.MultiMetric(
         loss=nnx.metrics.Average("loss"), accuracy=nnx.metrics.Accuracy()
     )
 
 
-def new_training(seed, steps):
+def new_training(seed: int, steps: int) -> tuple[Net, nnx.Optimizer]:
     model = Net(nnx.Rngs(seed))
     schedule = optax.cosine_decay_schedule(3e-3, steps)
     return model, nnx.Optimizer(model, optax.adamw(schedule, weight_decay=1e-3))
 
 
-def load_data(seed):
+def load_data(seed: int) -> Data:
     """Training and held-out images (n, 8, 8, 1) in 0..1, and labels (n,)."""
     digits: Any = load_digits()
     images = (digits.images[..., None] / 16).astype(np.float32)
     labels = digits.target.astype(np.int32)
-    return train_test_split(
+    parts: Any = train_test_split(
         images, labels, test_size=0.2, random_state=seed, stratify=labels
     )
+    return parts
 
 
-def batches(images, labels, generator):
+def batches(
+    images: np.ndarray, labels: np.ndarray, generator: np.random.Generator
+) -> Iterator[tuple[Array, Array]]:
     """One epoch in random order, without the last incomplete batch."""
     order = generator.permutation(len(images))
     for start in range(0, len(order) - BATCH_SIZE + 1, BATCH_SIZE):
@@ -100,20 +113,20 @@ def batches(images, labels, generator):
         yield jnp.asarray(images[index]), jnp.asarray(labels[index])
 
 
-def accuracy(model, images, labels):
+def accuracy(model: Net, images: np.ndarray, labels: np.ndarray) -> float:
     """Accuracy in eval mode; the model stays in train mode."""
     evaluated = nnx.view(model, deterministic=True, use_running_average=True)
-    return float((predict(evaluated, images) == labels).mean())
+    return float((predict(evaluated, jnp.asarray(images)) == labels).mean())
 
 
-def train(epochs, seed, data):
+def train(epochs: int, seed: int, data: Data) -> tuple[Net, History]:
     """Trains with a compiled step; returns the model and the history by epoch."""
     train_images, test_images, train_labels, test_labels = data
     per_epoch = len(train_images) // BATCH_SIZE
     model, optimizer = new_training(seed, epochs * per_epoch)
     metrics, step = new_metrics(), nnx.jit(train_step, donate="state")
     generator = np.random.default_rng(seed)
-    history = {"loss": [], "train": [], "held out": []}
+    history: History = {"loss": [], "train": [], "held out": []}
     with tqdm(total=epochs * per_epoch, unit="step") as bar:
         for _ in range(epochs):
             metrics.reset()
@@ -130,9 +143,9 @@ def train(epochs, seed, data):
     return model, history
 
 
-def train_eagerly(steps, seed, data):
+def train_eagerly(steps: int, seed: int, data: Data) -> History:
     """The same step without `jit`, compared with the compiled one; returns losses."""
-    losses = {}
+    losses: History = {}
     for name, step in {"eager": train_step, "jitted": nnx.jit(train_step)}.items():
         model, optimizer = new_training(seed, steps)
         generator = np.random.default_rng(seed)
@@ -145,7 +158,13 @@ def train_eagerly(steps, seed, data):
     return losses
 
 
-def draw(path, history, model, images, labels):
+def draw(
+    path: pathlib.Path,
+    history: History,
+    model: Net,
+    images: np.ndarray,
+    labels: np.ndarray,
+) -> None:
     """A picture of the learning curves and of held-out digits with predictions."""
     matplotlib.use("Agg")
     figure = plt.figure(figsize=(11, 4.6), layout="constrained")
@@ -161,7 +180,7 @@ def draw(path, history, model, images, labels):
     accuracy_axis.xaxis.get_major_locator().set_params(integer=True)
     accuracy_axis.legend()
     evaluated = nnx.view(model, deterministic=True, use_running_average=True)
-    predictions = predict(evaluated, images)
+    predictions = predict(evaluated, jnp.asarray(images))
     wrong = np.flatnonzero(predictions != labels)
     chosen = np.concatenate([wrong[:8], np.flatnonzero(predictions == labels)])[:32]
     right.suptitle("held-out digits: predicted, in red where wrong (true in brackets)")
@@ -177,19 +196,19 @@ def draw(path, history, model, images, labels):
     figure.savefig(path, dpi=110)
 
 
-def positive(text):
+def positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
 
 
-def seed_number(text):
+def seed_number(text: str) -> int:
     if not text.isdigit() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 2**32-1")
     return int(text)
 
 
-def picture(text):
+def picture(text: str) -> pathlib.Path:
     path = pathlib.Path(text)
     if path.suffix.lower() != ".png" or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(
@@ -198,7 +217,7 @@ def picture(text):
     return path
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m nnxlite.demo", description=__doc__ and __doc__.split("\n")[0]
     )

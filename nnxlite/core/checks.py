@@ -18,7 +18,7 @@ class _Checks(threading.local):
     count: int = 0
 
 
-checks = _Checks()
+checks: _Checks = _Checks()
 failures: list[Exception] = []  # the last errors that were raised
 let_callbacks_raise(failures)
 

@@ -19,7 +19,7 @@ class _Making(threading.local):
         return "making"  # by name: a pickled class of __main__ refers to it
 
 
-making = _Making()
+making: _Making = _Making()
 
 
 # Called with each new class of nodes.

@@ -7,7 +7,7 @@ an element to one array instead of another is none.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from . import frames
 from .arrays import is_array, is_dynamic
@@ -55,14 +55,15 @@ class List(list[T], Module):
             self.extend(it)
 
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
-    __repr__ = Module.__repr__
-    clear = _changing(list, "clear")
-    pop = _changing(list, "pop")
-    remove = _changing(list, "remove")
-    reverse = _changing(list, "reverse")
-    sort = _changing(list, "sort")
-    __delitem__ = _changing(list, "__delitem__")
-    __imul__ = _changing(list, "__imul__")
+    if not TYPE_CHECKING:  # their types are those of `list`
+        __repr__ = Module.__repr__
+        clear = _changing(list, "clear")
+        pop = _changing(list, "pop")
+        remove = _changing(list, "remove")
+        reverse = _changing(list, "reverse")
+        sort = _changing(list, "sort")
+        __delitem__ = _changing(list, "__delitem__")
+        __imul__ = _changing(list, "__imul__")
     _insert = _changing(list, "insert")
     _extend = _changing(list, "extend")
     _set = _changing(list, "__setitem__")
@@ -124,11 +125,12 @@ class Dict(dict[str, T], Module):
         self.update(*args, **kwargs)
 
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
-    __repr__ = Module.__repr__
-    clear = _changing(dict, "clear")
-    pop = _changing(dict, "pop")
-    popitem = _changing(dict, "popitem")
-    __delitem__ = _changing(dict, "__delitem__")
+    if not TYPE_CHECKING:  # their types are those of `dict`
+        __repr__ = Module.__repr__
+        clear = _changing(dict, "clear")
+        pop = _changing(dict, "pop")
+        popitem = _changing(dict, "popitem")
+        __delitem__ = _changing(dict, "__delitem__")
     _set = _changing(dict, "__setitem__")
 
     def __setitem__(self, key: Any, value: Any, /) -> None:

@@ -24,7 +24,7 @@ Filter: TypeAlias = Union[  # noqa: UP007  (it names itself)
     None,
     types.EllipsisType,
     list["Filter"],
-    tuple,
+    tuple["Filter", ...],
 ]
 
 
@@ -41,6 +41,7 @@ class OfType:
     type: type | types.UnionType
 
     def __call__(self, path: Path, value: AnyType) -> bool:
+        """Whether `value` is an instance of `type`."""
         return isinstance(value, self.type)
 
 
@@ -57,6 +58,7 @@ class WithTag:
     tag: str
 
     def __call__(self, path: Path, value: AnyType) -> bool:
+        """Whether `value` has this tag."""
         return getattr(value, "tag", None) == self.tag
 
 
@@ -80,6 +82,7 @@ class PathContains:
     exact: bool = True
 
     def __call__(self, path: Path, value: AnyType) -> bool:
+        """Whether `path` has such a part."""
         if self.exact:
             return self.key in path
         return any(str(self.key) in str(part) for part in path)
@@ -95,9 +98,10 @@ class PathIn:
     """
 
     def __init__(self, *paths: Path):
-        self.paths = frozenset(tuple(path) for path in paths)
+        self.paths: frozenset[Path] = frozenset(tuple(path) for path in paths)
 
     def __call__(self, path: Path, value: AnyType) -> bool:
+        """Whether `path` is one of the paths."""
         return path in self.paths
 
     def __eq__(self, other: object) -> bool:
@@ -114,7 +118,7 @@ class _Combination:
     """Filters under one rule; `All`, `Any` and `Not` differ only in the rule."""
 
     def __init__(self, *filters: Filter):
-        self.predicates = tuple(to_predicate(literal) for literal in filters)
+        self.predicates: tuple[Predicate, ...] = tuple(map(to_predicate, filters))
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and other.predicates == self.predicates
@@ -136,6 +140,7 @@ class All(_Combination):
     """
 
     def __call__(self, path: Path, value: AnyType) -> bool:
+        """Whether all filters match."""
         return all(predicate(path, value) for predicate in self.predicates)
 
 
@@ -149,6 +154,7 @@ class Any(_Combination):
     """
 
     def __call__(self, path: Path, value: AnyType) -> bool:
+        """Whether one of the filters matches."""
         return any(predicate(path, value) for predicate in self.predicates)
 
 
@@ -165,6 +171,7 @@ class Not(_Combination):
         super().__init__(filter)
 
     def __call__(self, path: Path, value: AnyType) -> bool:
+        """Whether the filter does not match."""
         return not self.predicates[0](path, value)
 
 
@@ -179,6 +186,7 @@ class Everything:
     """
 
     def __call__(self, path: Path, value: AnyType) -> bool:
+        """True."""
         return True
 
 
@@ -193,6 +201,7 @@ class Nothing:
     """
 
     def __call__(self, path: Path, value: AnyType) -> bool:
+        """False."""
         return False
 
 

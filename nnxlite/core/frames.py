@@ -71,7 +71,7 @@ class Stamp:
     __slots__ = ("home", "watchers")
 
     def __init__(self, home: Any):
-        self.home = home
+        self.home: Any = home
         self.watchers: tuple[weakref.ref[Any], ...] = ()
 
     def watch(self, watcher: "weakref.ref[Any]") -> None:
@@ -121,18 +121,19 @@ class Frame:
     )
 
     def __init__(self, transform: str, known: dict[int, int] | None = None):
-        self.transform = transform
-        self.is_sealed = known is not None
-        self.known = known if known is not None else {}
+        self.transform: str = transform
+        self.is_sealed: bool = known is not None
+        self.known: dict[int, int] = known if known is not None else {}
         self.values: dict[Any, Any] = {}
         self.written: dict[Any, None] = {}
         self.made: dict[int, tuple[Any, Any]] = {}
         self.journal: dict[int, tuple[Any, Any]] = {}
-        self.parent = _thread.frame
+        self.parent: Frame | None = _thread.frame
         self.depth: int = 0 if self.parent is None else self.parent.depth + 1
-        self.is_cached = self.shows_arrays = False
-        self.contexts = contextlib.ExitStack()
-        self.trace = get_opaque_trace_state()
+        self.is_cached: bool = False
+        self.shows_arrays: bool = False
+        self.contexts: contextlib.ExitStack = contextlib.ExitStack()
+        self.trace: Any = get_opaque_trace_state()
 
     def enter_level(self) -> None:
         """Separates what JAX traces from here on from what it has kept."""

@@ -143,6 +143,7 @@ class Among:
         self._modules = {id(module): weakref.ref(module) for module in modules}
 
     def __call__(self, path: Path, value: Any) -> bool:
+        """Whether `value` is one of the Modules."""
         module = self._modules.get(id(value))
         return module is not None and module() is value
 

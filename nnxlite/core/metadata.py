@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
 import jax
@@ -70,7 +70,11 @@ class Metadata(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._items)
 
-    __eq__ = object.__eq__
+    if TYPE_CHECKING:
+
+        def __eq__(self, other: object, /) -> bool: ...
+    else:
+        __eq__ = object.__eq__
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
 
     def __repr__(self) -> str:

@@ -5,6 +5,7 @@ uint32. `Rngs` holds streams by name; a name that has no stream uses the one cal
 `default`, and its count. No key is ever handed out twice.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Union
 
@@ -20,6 +21,8 @@ from .paths import format_path
 from .variable import Variable
 
 Seed = Union[int, jax.Array, "RngStream"]
+Sampler = Callable[..., jax.Array]
+Initializers = Callable[..., Callable[..., jax.Array]]
 
 
 class RngState(Variable[Any]):
@@ -66,6 +69,57 @@ def _draw(key: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
 class _Draws:
     """`jax.random` functions and initializers as methods that bring their own key."""
 
+    ball: Sampler
+    bernoulli: Sampler
+    beta: Sampler
+    binomial: Sampler
+    bits: Sampler
+    categorical: Sampler
+    cauchy: Sampler
+    chisquare: Sampler
+    choice: Sampler
+    dirichlet: Sampler
+    double_sided_maxwell: Sampler
+    exponential: Sampler
+    f: Sampler
+    gamma: Sampler
+    generalized_normal: Sampler
+    geometric: Sampler
+    gumbel: Sampler
+    laplace: Sampler
+    loggamma: Sampler
+    logistic: Sampler
+    lognormal: Sampler
+    maxwell: Sampler
+    multinomial: Sampler
+    multivariate_normal: Sampler
+    normal: Sampler
+    orthogonal: Sampler
+    pareto: Sampler
+    permutation: Sampler
+    poisson: Sampler
+    rademacher: Sampler
+    randint: Sampler
+    rayleigh: Sampler
+    t: Sampler
+    triangular: Sampler
+    truncated_normal: Sampler
+    uniform: Sampler
+    wald: Sampler
+    weibull_min: Sampler
+    delta_orthogonal: Initializers
+    glorot_normal: Initializers
+    glorot_uniform: Initializers
+    he_normal: Initializers
+    he_uniform: Initializers
+    kaiming_normal: Initializers
+    kaiming_uniform: Initializers
+    lecun_normal: Initializers
+    lecun_uniform: Initializers
+    variance_scaling: Initializers
+    xavier_normal: Initializers
+    xavier_uniform: Initializers
+
     def __call__(self) -> jax.Array:
         raise NotImplementedError
 
@@ -95,22 +149,9 @@ def _initializer(name: str) -> Callable[..., Any]:
     return method
 
 
-_SAMPLERS = (
-    "ball bernoulli beta binomial bits categorical cauchy chisquare choice dirichlet "
-    "double_sided_maxwell exponential f gamma generalized_normal geometric gumbel "
-    "laplace loggamma logistic lognormal maxwell multinomial multivariate_normal "
-    "normal orthogonal pareto permutation poisson rademacher randint rayleigh t "
-    "triangular truncated_normal uniform wald weibull_min"
-).split()
-_INITIALIZERS = (
-    "delta_orthogonal glorot_normal glorot_uniform he_normal he_uniform kaiming_normal "
-    "kaiming_uniform lecun_normal lecun_uniform variance_scaling xavier_normal "
-    "xavier_uniform"
-).split()
-for _name in _SAMPLERS:
-    setattr(_Draws, _name, _sampler(_name))
-for _name in _INITIALIZERS:
-    setattr(_Draws, _name, _initializer(_name))
+for _name, _kind in inspect.get_annotations(_Draws).items():
+    _define = _sampler if _kind is Sampler else _initializer
+    setattr(_Draws, _name, _define(_name))
 
 
 class RngStream(Pytree, _Draws):
@@ -137,9 +178,9 @@ class RngStream(Pytree, _Draws):
         else:
             key = _typed_key(key)
             count = jnp.zeros(key.shape, jnp.uint32)
-        self.tag = tag
-        self.key = RngKey(key, tag=tag)
-        self.count = RngCount(count, tag=tag)
+        self.tag: str = tag
+        self.key: RngKey = RngKey(key, tag=tag)
+        self.count: RngCount = RngCount(count, tag=tag)
 
     def __call__(self) -> jax.Array:
         """Returns the next key."""

@@ -61,8 +61,8 @@ class Static:
     __slots__ = ("key", "value")
 
     def __init__(self, value: Any):
-        self.value = value
-        self.key = static_key(value)
+        self.value: Any = value
+        self.key: Hashable = static_key(value)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Static) and other.key == self.key

@@ -13,7 +13,7 @@ class _EmptyNode:
         return "empty_node"
 
 
-empty_node = _EmptyNode()
+empty_node: _EmptyNode = _EmptyNode()
 
 
 def flatten_to_sequence(

@@ -93,10 +93,10 @@ class Variable(ArrayOperators, Generic[A]):
             value = placed(value, given)
         _begin(self, value, given)
 
-    def __init_subclass__(cls, **kwargs: Any):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._no_metadata = Metadata.of(cls, {})
-        cls.__hash__ = object.__hash__
+        setattr(cls, "__hash__", object.__hash__)  # noqa: B010
         overridden = cls.get_value, cls.set_value
         if overridden != (Variable.get_value, Variable.set_value):
             setattr(cls, "value", property(*overridden))  # noqa: B010

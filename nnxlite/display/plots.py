@@ -57,11 +57,13 @@ def history(
       >>> [axes.get_title() for axes in figure.axes]
       ['loss']
     """
-    if not isinstance(values, Mapping):
+    if isinstance(values, Mapping):
+        named = {str(name): x for name, x in values.items()}
+    else:
         rows = list(values)
         names = dict.fromkeys(name for row in rows for name in row)
-        values = {k: [row.get(k, float("nan")) for row in rows] for k in names}
-    curves = {name: _numbers(list(curve)) for name, curve in values.items()}
+        named = {k: [row.get(k, float("nan")) for row in rows] for k in names}
+    curves = {name: _numbers(list(curve)) for name, curve in named.items()}
     panels: dict[str, list[str]] = {}
     for name in curves:
         part, _, quantity = name.partition("_")
@@ -98,7 +100,7 @@ def parameters(model: Any, only: Filter = Param, *, bins: int = 50) -> "Figure":
       >>> import nnxlite as nnx
       >>> figure = nnx.plot.parameters(nnx.Linear(20, 30, rngs=nnx.Rngs(0)))
       >>> [axes.get_title() for axes in figure.axes]
-      ['kernel float32[20,30]', 'bias float32[30]']
+      ['bias float32[30]', 'kernel float32[20,30]']
     """
     found = [
         (format_path(path), x)
@@ -183,20 +185,20 @@ def graph(model: Any, *, depth: int | None = None) -> Drawing:
         raise ValueError(f"nnx.plot.graph: depth must not be negative, and is {depth}")
     rows: list[_Row] = []
     _collect(outline(model), -1, 0, depth, rows)
-    places = {row.item.path: number for number, row in enumerate(rows)}
+    places: dict[Any, int] = {row.item.path: n for n, row in enumerate(rows)}
     drawn = [row.drawn(number) for number, row in enumerate(rows)]
     edge = max(row.right for row in rows)
     for number, row in enumerate(rows):
-        middle, first = (number + 0.5) * _LINE, places.get(row.item.first)
+        middle, first = (number + 0.5) * _LINE, row.item.first
         if row.parent >= 0:
             left, top = (row.level - 0.6) * _STEP, (row.parent + 1) * _LINE - 3
             line = f"M{left} {top}V{middle}H{row.level * _STEP}"
             drawn.append(f'<path d="{line}" stroke="#999" fill="none"/>')
-        if first is not None:
-            edge += 12
-            line = f"M{row.right} {middle}H{edge}V{(first + 0.5) * _LINE}"
+        if first in places:
+            edge, target = edge + 12, places[first]
+            line = f"M{row.right} {middle}H{edge}V{(target + 0.5) * _LINE}"
             drawn.append(
-                f'<path class="arrow" d="{line}H{rows[first].right}" fill="none" '
+                f'<path class="arrow" d="{line}H{rows[target].right}" fill="none" '
                 f'stroke="hsl({137 * number % 360} 70% 40%)" marker-end="url(#tip)"/>'
             )
     width, height = edge + 24, len(rows) * _LINE + 8

@@ -2,6 +2,7 @@
 
 import collections
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -47,7 +48,9 @@ def progress(
       2
     """
     try:
-        from tqdm.auto import tqdm
+        with warnings.catch_warnings():  # a notebook without widgets gets text
+            warnings.simplefilter("ignore")
+            from tqdm.auto import tqdm
     except ImportError:
         raise ImportError(
             "nnx.progress needs the package tqdm: pip install 'nnxlite[demo]'"

@@ -6,7 +6,7 @@ microseconds (`relu`, `relu6`, `gelu`), 33 (`softmax`) or 165 (`logsumexp`); com
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -43,10 +43,19 @@ def _jit(function: Callable[..., Any], **options: Any) -> Any:
     return compiled
 
 
-relu, relu6 = _jit(jax.nn.relu), _jit(jax.nn.relu6)
-gelu = _jit(jax.nn.gelu, static_argnames="approximate")
-softmax = _jit(jax.nn.softmax, static_argnames="axis")
-logsumexp = _jit(jax.nn.logsumexp, static_argnames=("axis", "keepdims", "return_sign"))
+if TYPE_CHECKING:
+    from jax.nn import gelu as gelu
+    from jax.nn import logsumexp as logsumexp
+    from jax.nn import relu as relu
+    from jax.nn import relu6 as relu6
+    from jax.nn import softmax as softmax
+else:
+    relu, relu6 = _jit(jax.nn.relu), _jit(jax.nn.relu6)
+    gelu = _jit(jax.nn.gelu, static_argnames="approximate")
+    softmax = _jit(jax.nn.softmax, static_argnames="axis")
+    logsumexp = _jit(
+        jax.nn.logsumexp, static_argnames=("axis", "keepdims", "return_sign")
+    )
 
 
 @compiled(arrays=2)

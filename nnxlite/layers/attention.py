@@ -79,6 +79,8 @@ class MultiHeadAttention(Layer):
     cached_value: Cache[Array] | None
     cache_index: Cache[Array] | None
     rngs: RngStream | None
+    query_ln: LayerNorm | None
+    key_ln: LayerNorm | None
 
     def __init__(
         self,
@@ -131,7 +133,7 @@ class MultiHeadAttention(Layer):
         self.num_heads = num_heads
         self.qkv_features = qkv_features
         self.out_features = out_features
-        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        self.num_kv_heads: int = num_heads if num_kv_heads is None else num_kv_heads
         self.broadcast_dropout = broadcast_dropout
         self.dropout_rate = dropout_rate
         self.deterministic = deterministic
@@ -142,15 +144,15 @@ class MultiHeadAttention(Layer):
         self.rotary_base = rotary_base
         settle(policy, self, dtype=dtype, param_dtype=param_dtype, precision=precision)
         common = policy.promote_dtype
-        self.qkv_promote_dtype = qkv_promote_dtype or common
-        self.out_promote_dtype = out_promote_dtype or common
-        self.ln_promote_dtype = ln_promote_dtype or common
+        self.qkv_promote_dtype: PromoteDtype = qkv_promote_dtype or common
+        self.out_promote_dtype: PromoteDtype = out_promote_dtype or common
+        self.ln_promote_dtype: PromoteDtype = ln_promote_dtype or common
         self.qkv_dot_general = qkv_dot_general
         self.out_dot_general = out_dot_general
         self.qkv_dot_general_cls = qkv_dot_general_cls
         self.out_dot_general_cls = out_dot_general_cls
         self._check_heads()
-        self.head_dim = self.qkv_features // num_heads
+        self.head_dim: int = self.qkv_features // num_heads
         project = partial(
             LinearGeneral,
             dtype=self.dtype,
@@ -172,12 +174,12 @@ class MultiHeadAttention(Layer):
         )
         kv_shape = self.num_kv_heads, self.head_dim
         kv_features = in_features if in_kv_features is None else in_kv_features
-        self.query = inward(in_features, (num_heads, self.head_dim))
-        self.key = inward(kv_features, kv_shape)
-        self.value = inward(kv_features, kv_shape)
+        self.query: LinearGeneral = inward(in_features, (num_heads, self.head_dim))
+        self.key: LinearGeneral = inward(kv_features, kv_shape)
+        self.value: LinearGeneral = inward(kv_features, kv_shape)
         self.query_ln = self._norm(query_ln_scale_metadata, rngs)
         self.key_ln = self._norm(key_ln_scale_metadata, rngs)
-        self.out = project(
+        self.out: LinearGeneral = project(
             (num_heads, self.head_dim),
             self.out_features,
             axis=(-2, -1),

@@ -96,10 +96,10 @@ class Conv(Layer):
         self.in_features = in_features
         self.out_features = out_features
         self.kernel_size = window
-        self.strides = frozen(strides)
-        self.padding = frozen(padding)
-        self.input_dilation = frozen(input_dilation)
-        self.kernel_dilation = frozen(kernel_dilation)
+        self.strides: Sizes = frozen(strides)
+        self.padding: Pads = frozen(padding)
+        self.input_dilation: Sizes = frozen(input_dilation)
+        self.kernel_dilation: Sizes = frozen(kernel_dilation)
         self.feature_group_count = feature_group_count
         self.use_bias = use_bias
         self.mask = mask
@@ -207,13 +207,15 @@ class ConvTranspose(Layer):
         check_given(self, out_features=out_features)
         window = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
         channels = in_features, out_features
-        self.kernel_shape = window + (channels[::-1] if transpose_kernel else channels)
+        self.kernel_shape: tuple[int | None, ...] = window + (
+            channels[::-1] if transpose_kernel else channels
+        )
         self.in_features = in_features
         self.out_features = out_features
         self.kernel_size = window
-        self.strides = frozen(strides)
-        self.padding = frozen(padding)
-        self.kernel_dilation = frozen(kernel_dilation)
+        self.strides: Sizes = frozen(strides)
+        self.padding: Pads = frozen(padding)
+        self.kernel_dilation: Sizes = frozen(kernel_dilation)
         self.use_bias = use_bias
         self.mask = mask
         self.transpose_kernel = transpose_kernel

@@ -64,7 +64,7 @@ class Dropout(Module):
                 f"{rate}."
             )
         self.rate = rate
-        self.broadcast_dims = frozen(broadcast_dims)
+        self.broadcast_dims: tuple[int, ...] = frozen(broadcast_dims)
         self.deterministic = deterministic
         self.rng_collection = rng_collection
         self.rngs = self._own_stream(rngs)

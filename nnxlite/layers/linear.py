@@ -166,12 +166,12 @@ class LinearGeneral(Layer):
         bias_metadata: Mapping[str, Any] = NO_METADATA,
     ):
         check_given(self, out_features=out_features)
-        self.out_features = _tuple(out_features)
-        self.axis = _tuple(axis)
+        self.out_features: tuple[int, ...] = _tuple(out_features)
+        self.axis: tuple[int, ...] = _tuple(axis)
         self.in_features: tuple[int | None, ...] = (None,) * len(self.axis)
         if in_features is not None:
             self.in_features = _tuple(in_features)
-        self.batch_axis = dict(batch_axis)
+        self.batch_axis: dict[int, int] = dict(batch_axis)
         self.use_bias = use_bias
         self.dot_general = dot_general
         self.dot_general_cls = dot_general_cls
@@ -307,9 +307,11 @@ class Einsum(Layer):
         bias_metadata: Mapping[str, Any] = NO_METADATA,
     ):
         operands(einsum_str)
-        self.einsum_str = einsum_str.replace(" ", "")
-        self.kernel_shape = tuple(kernel_shape)
-        self.bias_shape = None if bias_shape is None else tuple(bias_shape)
+        self.einsum_str: str = einsum_str.replace(" ", "")
+        self.kernel_shape: tuple[int, ...] = tuple(kernel_shape)
+        self.bias_shape: tuple[int, ...] | None = (
+            None if bias_shape is None else tuple(bias_shape)
+        )
         self.einsum_op = einsum_op
         settle(
             policy,

@@ -97,7 +97,7 @@ class LoRA(Layer):
         check_given(self, lora_rank=lora_rank, out_features=out_features)
         self.in_features = in_features
         self.out_features = out_features
-        self.axis = frozen(axis)
+        self.axis: int | tuple[int, ...] = frozen(axis)
         self.lora_param_type = lora_param_type
         self.base_module = base_module
         settle(

@@ -130,9 +130,9 @@ class GatedMLP(Layer):
             kernel_metadata=kernel_metadata,
             bias_metadata=bias_metadata,
         )
-        self.gate = make(in_features, hidden_features)
-        self.up = make(in_features, hidden_features)
-        self.down = make(hidden_features, out_features)
+        self.gate: Linear = make(in_features, hidden_features)
+        self.up: Linear = make(in_features, hidden_features)
+        self.down: Linear = make(hidden_features, out_features)
 
     def __call__(self, inputs: Array) -> Array:
         """Maps `(..., in_features)` to `(..., out_features)`.

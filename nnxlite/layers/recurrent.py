@@ -127,9 +127,11 @@ class RNN(Module):
         self.reverse = reverse
         self.keep_order = keep_order
         self.unroll = unroll
-        self.state_axes = StateAxes({...: Carry} if state_axes is None else state_axes)
+        self.state_axes: StateAxes = StateAxes(
+            {...: Carry} if state_axes is None else state_axes
+        )
         self.broadcast_rngs = broadcast_rngs
-        self.rngs = _stream(rngs)
+        self.rngs: RngStream | None = _stream(rngs)
 
     def __call__(
         self,
@@ -306,7 +308,7 @@ class Bidirectional(Module):
         self.merge_fn = merge_fn
         self.time_major = time_major
         self.return_carry = return_carry
-        self.rngs = _stream(rngs)
+        self.rngs: RngStream | None = _stream(rngs)
 
     def __call__(
         self,

@@ -84,7 +84,7 @@ class WeightNorm(Layer):
         rngs: Rngs,
     ):
         self.layer_instance = layer_instance
-        self.feature_axes = frozen(feature_axes)
+        self.feature_axes: int | tuple[int, ...] | None = frozen(feature_axes)
         self.use_scale = use_scale
         self.epsilon = epsilon
         self.variable_filter = variable_filter
@@ -102,7 +102,7 @@ class WeightNorm(Layer):
                 f"variable_filter={variable_filter!r}. Its Variables are at "
                 f"{[path for path, _ in variables_of(layer_instance)]}."
             )
-        self.scales = {}
+        self.scales: dict[Path, Param[Array]] = {}
         for path, weight in weights if use_scale else ():
             # By default no key is drawn, as in Flax: later layers get the same keys.
             key = None if scale_init is initializers.ones else rngs.params()
@@ -207,7 +207,7 @@ class SpectralNorm(Layer):
             promote_dtype=promote_dtype,
         )
         make = parameters(rngs, self.param_dtype, BatchStat)
-        self.batch_stats = {}
+        self.batch_stats: dict[Path, BatchStat[Array]] = {}
         for path, weight in self._weights():
             u = make(_RANDOM, (1, weight.shape[-1]), {})
             self.batch_stats[*path, "u"] = u

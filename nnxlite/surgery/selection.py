@@ -34,7 +34,7 @@ class Selection(Generic[M]):
     def __init__(
         self, model: M, paths: Sequence[Path], copy: bool, everywhere: bool = True
     ):
-        self.paths = tuple(paths)
+        self.paths: tuple[Path, ...] = tuple(paths)
         self._model = model
         self._copy = copy
         self._everywhere = everywhere  # replaces objects wherever they are held

@@ -105,9 +105,9 @@ class Average(Metric):
     """
 
     def __init__(self, argname: str = "values"):
-        self.argname = argname
-        self.total = MetricState(jnp.zeros((), jnp.float32))
-        self.count = MetricState(jnp.zeros((), jnp.int32))
+        self.argname: str | None = argname
+        self.total: MetricState = MetricState(jnp.zeros((), jnp.float32))
+        self.count: MetricState = MetricState(jnp.zeros((), jnp.int32))
 
     def reset(self) -> None:
         _write(_zeros, (self.total, self.count))
@@ -155,7 +155,7 @@ class Accuracy(Average):
                 f"threshold must be a float or None, not {threshold!r}: write "
                 "Accuracy(threshold=0.5)"
             )
-        self.threshold = None if threshold is None else float(threshold)
+        self.threshold: float | None = None if threshold is None else float(threshold)
 
     def update(self, *, logits: Any, labels: Any, mask: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Adds predictions; labels are int32, and `mask` broadcasts to them.
@@ -196,10 +196,10 @@ class Welford(Metric):
     """
 
     def __init__(self, argname: str = "values"):
-        self.argname = argname
-        self.count = MetricState(jnp.zeros((), jnp.int32))
-        self.mean = MetricState(jnp.zeros((), jnp.float32))
-        self.m2 = MetricState(jnp.zeros((), jnp.float32))
+        self.argname: str | None = argname
+        self.count: MetricState = MetricState(jnp.zeros((), jnp.int32))
+        self.mean: MetricState = MetricState(jnp.zeros((), jnp.float32))
+        self.m2: MetricState = MetricState(jnp.zeros((), jnp.float32))
 
     def reset(self) -> None:
         _write(_zeros, (self.count, self.mean, self.m2))

@@ -86,6 +86,9 @@ class Optimizer(Pytree):
       (0.75, 2)
     """
 
+    opt_state: Any
+    takes_state: bool
+
     _nnx_names_parts = False  # errors name parameters by paths in the model
 
     def __init__(
@@ -113,9 +116,9 @@ class Optimizer(Pytree):
                 f"tx must be an optax transformation, such as optax.adam(1e-3), not "
                 f"{tx!r}"
             )
-        self.paths = tuple(path for path, _ in found)
+        self.paths: tuple[Path, ...] = tuple(path for path, _ in found)
         self.tx = tx
-        self.step = OptState(jnp.zeros((), jnp.uint32))
+        self.step: OptState = OptState(jnp.zeros((), jnp.uint32))
         parameters = {path: v.raw_value for path, v in found}
         self.takes_state, state = _initial(tx, parameters)
         self.opt_state = _as_variables(state, dict(found))

@@ -43,7 +43,7 @@ class TrainState:
     step: jax.Array
     tx: optax.GradientTransformation = dataclasses.field(metadata={"static": True})
 
-    def __init_subclass__(cls, **kwargs: Any):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _register(cls)
 

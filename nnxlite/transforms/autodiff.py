@@ -143,7 +143,7 @@ class Primals:
         allow_int: bool,
     ):
         self.args = args
-        self.plain = plain_objects([*args, *kwargs.values()])
+        self.plain: list[Any] = plain_objects([*args, *kwargs.values()])
         self.wanted = wanted
         self._found: list[list[_Differentiated]] = []
         self._treedefs: list[Any] = []
@@ -162,7 +162,9 @@ class Primals:
             chosen = {diff.argnum for diff in wanted}
             rest = {n: x for n, x in enumerate(args) if n not in chosen}
             _check_aliasing({**rest, **kwargs}, differentiated)
-        self.values = [[part.values for part in parts] for parts in self._found]
+        self.values: list[list[Any]] = [
+            [part.values for part in parts] for parts in self._found
+        ]
 
     def show(self, visit: Visit, values: Sequence[Any]) -> list[Any]:
         """Shows the values inside; returns the positional arguments."""

@@ -70,10 +70,14 @@ class Packing:
       crosses: which of their leaves are arrays here.
     """
 
+    treedef: Any
+
     def __init__(self, values: list[Any], crosses: Callable[[Any], bool] = is_dynamic):
         leaves, self.treedef = flatten(values)
-        self.statics = [None if crosses(x) else Static(x) for x in leaves]
-        self.arrays = [x for x in leaves if crosses(x)]
+        self.statics: list[Static | None] = [
+            None if crosses(x) else Static(x) for x in leaves
+        ]
+        self.arrays: list[Any] = [x for x in leaves if crosses(x)]
 
     def unpacked(self, arrays: Iterable[Any]) -> list[Any]:
         """The values again, with other arrays."""
@@ -257,7 +261,7 @@ class Visit:
     ):
         self.known = known
         numbers = None if known is None else {id(x): n for n, x in enumerate(known)}
-        self.frame = Frame(transform, numbers)
+        self.frame: Frame = Frame(transform, numbers)
         self._entered = frames.entered(self.frame)
         self._fields = [(obj, dict(vars(obj))) for obj in plain]
         self._shown: dict[int, dict[Key, Any]] = {}

@@ -76,9 +76,9 @@ class View:
         tokens: dict[Hashable, object] | None = None,
         ignored: frozenset[Place] = frozenset(),
     ):
-        self.function = function
-        self.tokens = tokens
-        self.ignored = ignored
+        self.function: Any = function
+        self.tokens: dict[Hashable, object] | None = tokens
+        self.ignored: frozenset[Place] = ignored
         self.pinned: list[tuple[Callable[[], Any], Callable[[], Any]]] = []
         self.watched: list[tuple[Callable[[], Any], Place]] = []
         self.objects: list[Callable[[], Any]] = []
@@ -115,7 +115,7 @@ class View:
                 else:
                     self._pin(read, value)
                     constants.append((place, static_key(value)))
-        self.constants = tuple(constants)
+        self.constants: tuple[tuple[Place, Hashable], ...] = tuple(constants)
         self.token: Any = self.constants
         if tokens is not None:
             self.token = tokens.setdefault(self.constants, object())

@@ -63,6 +63,10 @@ class Loop:
       plain: plain objects in the value, whose fields are watched.
     """
 
+    leaves: list[Any]
+    treedef: Any
+    packing: Packing
+
     def __init__(self, transform: str, value: Any):
         self.transform = transform
         self.value = value
@@ -70,7 +74,7 @@ class Loop:
         self.variables: list[Variable[Any]] = []
         self.holders: list[Holder] = []
         self.renewed: set[int] = set()
-        self.plain = plain_objects(value)
+        self.plain: list[Any] = plain_objects(value)
 
     def run(self, attempt: Callable[[Any], Any]) -> tuple[Any, Any]:
         """Runs the loop with as much in the carry as the body writes.

@@ -36,6 +36,8 @@ R = TypeVar("R")
 class Jitted(Generic[P, R]):
     """A compiled function; what `nnx.jit` returns. Also a method of a class."""
 
+    function: Callable[..., Any]
+
     def __init__(
         self,
         function: Callable[P, R],
@@ -53,7 +55,7 @@ class Jitted(Generic[P, R]):
     ):
         self.function, self._args, self._kwargs = unbound(function)
         functools.update_wrapper(self, function, updated=())
-        self.title = title or title_of("nnx.jit", function)
+        self.title: str = title or title_of("nnx.jit", function)
         self.options = options
         self.stage = stage
         self.in_shardings = in_shardings
@@ -149,6 +151,7 @@ class Jitted(Generic[P, R]):
         return args, {k: Constant(x) if k in static else x for k, x in kwargs.items()}
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Calls the compiled function; compiles it for arguments of a new structure."""
         opened = self._open(args, kwargs)
         plan, values = self._plans.find(opened)
         program = plan.program

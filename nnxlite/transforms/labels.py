@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from jax import Array
 
 from ..core.arrays import is_dynamic
 from ..core.errors import name_of
@@ -21,11 +22,11 @@ from ..core.paths import Key, Path, format_path
 from ..core.rngs import RngState
 from ..core.variable import MISSING, Variable
 from .axes import Names, with_axis, without_axis
-from .boundary import RESULT, Packing, Visit, apply, numbers_as_arrays
+from .boundary import RESULT, Packing, Parting, Visit, apply, numbers_as_arrays
 from .captures import positional_parameters
 from .compilation import Constant
 from .leaves import PLAIN, flatten_with_path, kind_of
-from .plans import Opened, Plan
+from .plans import Input, Opened, Plan
 from .prefixes import Carry, label_of, object_labels
 
 METADATA = "changes its metadata"
@@ -68,11 +69,11 @@ class Entry:
         self.arguments: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
         self._opened = Opened(tuple(args), dict(kwargs))
         self._plan = Plan(self._opened)
-        self.plain = self._opened.plain
+        self.plain: list[Any] = self._opened.plain
         values = self._plan.gather(self._opened)
         assert values is not None
         self.values = values
-        self.inputs = self._plan.inputs(self._opened)
+        self.inputs: list[Input] = self._plan.inputs(self._opened)
         labels = object_labels(
             [(_root(n), x, prefixes[n]) for n, x in self.arguments.items()], kind
         )
@@ -272,7 +273,8 @@ class Exit:
         kind: str,
         names: Names,
     ):
-        self.parting = parting = visit.part(numbers_as_arrays(result))
+        parting = visit.part(numbers_as_arrays(result))
+        self.parting: Parting = parting
         labels = [entry.by_variable.get(v, entry.default) for v in parting.variables]
         self.without_axis: set[int] = set()  # changes with such new parts
         for (root, *path), leaf in zip(parting.paths, parting.found, strict=True):
@@ -285,9 +287,11 @@ class Exit:
                     self.without_axis.add(root)
         items = [*parting.values, *parting.leaves]
         packing = Packing([parting.values, parting.leaves])
-        self.arrays = [jnp.asarray(x) for x in packing.arrays]
-        self.owners = [n for n, x in enumerate(items) for _ in Packing([x]).arrays]
-        self.labels = [labels[n] for n in self.owners]
+        self.arrays: list[Array] = [jnp.asarray(x) for x in packing.arrays]
+        self.owners: list[int] = [
+            n for n, x in enumerate(items) for _ in Packing([x]).arrays
+        ]
+        self.labels: list[Any] = [labels[n] for n in self.owners]
         record = parting.record
         record.packing = packing
         record.metadata = entry.grown(record.metadata, names)

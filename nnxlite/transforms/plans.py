@@ -20,7 +20,7 @@ from ..core.arrays import is_dynamic
 from ..core.frames import everywhere
 from ..core.graph import Taking
 from ..core.module import Pytree, key_of
-from ..core.paths import Path
+from ..core.paths import Key, Path
 from ..core.statics import Static, static_key
 from ..core.variable import Cell, Variable
 from .boundary import Holder, Packing, Record, holders_of
@@ -86,6 +86,11 @@ class Opened:
         "plain",
         "views",
     )
+    # Where there are none, the empty tuple stands for a list.
+    loose: list[Any]
+    plain: list[Any]
+    held: list[Holder]
+    views: list[tuple[View, Hashable]]
 
     def __init__(
         self,
@@ -95,10 +100,10 @@ class Opened:
         constants: Hashable = None,
         ignored: frozenset[Place] = frozenset(),
     ):
-        self.args = args
-        self.kwargs = kwargs
-        self.constants = constants
-        self.ignored = ignored
+        self.args: tuple[Any, ...] = args
+        self.kwargs: dict[str, Any] = kwargs
+        self.constants: Hashable = constants
+        self.ignored: frozenset[Place] = ignored
         self.nodes: list[Any] = []
         self.dynamic: list[Any] = []
         self.loose = self.plain = self.held = self.views = _NONE  # mostly empty
@@ -111,7 +116,7 @@ class Opened:
         if interception.active:
             self._sort(interception.seen(), key)
             key.append(interception.paths_of(self.nodes))
-        self.key = tuple(key)
+        self.key: tuple[Any, ...] = tuple(key)
 
     def with_view(self, view: View) -> "Opened":
         """The same arguments with another view of the surroundings."""
@@ -214,18 +219,18 @@ class Plan:
         walk = Taking()
         for number, node in enumerate(opened.nodes):
             walk.take(node, (number,))
-        self.objects = [weakref.ref(obj) for obj in walk.objects]
-        self.paths = list(walk.paths)
+        self.objects: list[Any] = [weakref.ref(obj) for obj in walk.objects]
+        self.paths: list[Path] = list(walk.paths)
         variables = [x for x in walk.leaves if isinstance(x, Variable)]
         plain: list[Any] = [v for v in variables if is_dynamic(v.raw_value)]
         odd = [v for v in variables if not is_dynamic(v.raw_value)]
-        self.odd = [weakref.ref(v) for v in odd]
+        self.odd: list[Any] = [weakref.ref(v) for v in odd]
         self.variables: list[Any] = [weakref.ref(v) for v in plain]
         self.cells: list[Cell] = [v._cell for v in plain]
         self.odd_cells: list[Cell] = [v._cell for v in odd]
-        self.variable_ids = frozenset(map(id, variables))
+        self.variable_ids: frozenset[int] = frozenset(map(id, variables))
         nodes = [x for x in walk.objects if isinstance(x, Pytree)]
-        self.held = [
+        self.held: list[tuple[Any, Key]] = [
             (weakref.ref(node), holder.key)
             for node in nodes
             for holder in holders_of(node)
@@ -236,9 +241,10 @@ class Plan:
             walk.take(variable, (len(opened.nodes) + index,))
             if len(walk.objects) > before + len(self.own):
                 self.own.append(index)
-        self.packing = self._pack(opened) if self._is_odd(opened) else None
-        self.is_simple = not self.held and self.packing is None
-        self.structure = (
+        packing = self._pack(opened) if self._is_odd(opened) else None
+        self.packing: Packing | None = packing
+        self.is_simple: bool = not self.held and self.packing is None
+        self.structure: tuple[Any, ...] = (
             opened.structure(),
             tuple(r.key if isinstance(r, Static) else r for r in walk.records),
             self.packing and (self.packing.treedef, tuple(self.packing.statics)),
@@ -249,7 +255,7 @@ class Plan:
         watcher = weakref.ref(self)
         for node in nodes:
             node._nnx_stamp.watch(watcher)
-        self.is_aliased = _is_aliased(opened.loose, self)
+        self.is_aliased: bool = _is_aliased(opened.loose, self)
         self.program: Any = None
         self.targets: dict[Record, list[Cell] | None] = {}
 

@@ -13,7 +13,7 @@ from typing import Any
 from jax.sharding import PartitionSpec
 
 from ..core.arrays import is_array
-from ..core.filters import Filter, to_predicate
+from ..core.filters import Filter, Predicate, to_predicate
 from ..core.module import Pytree, children_of, key_of
 from ..core.paths import Path, format_path, sorted_keys
 from ..core.state import flat_pairs
@@ -27,6 +27,8 @@ class StateLabels:
     Args:
       rules: a mapping of filters to labels, or a State of labels by exact path.
     """
+
+    rules: tuple[tuple[Predicate, Any], ...]
 
     def __init__(self, rules: Any, /):
         if hasattr(rules, "raw_mapping"):

@@ -48,7 +48,7 @@ class Calls(threading.local):
         self.stack: list[tuple[Plan, Opened]] = []
 
 
-calls = Calls()
+calls: Calls = Calls()
 
 
 class Program:
@@ -71,7 +71,8 @@ class Program:
         self.renewed: Sequence[bool] | None = None
         self.shardings: Sequence[Any] | None = None
         self.jitted: Any = None
-        self.was_traced = self.has_checks = False
+        self.was_traced: bool = False
+        self.has_checks: bool = False
         self._traced: Any = None
 
     def __call__(self, plan: Plan, opened: Opened, values: list[Any]) -> Departure:
