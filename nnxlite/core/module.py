@@ -67,6 +67,11 @@ class Pytree:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         made_to_construct(cls)
+        if (args or kwargs) and cls.__init__ is object.__init__:
+            raise TypeError(
+                f"{cls.__name__}() takes no arguments, as it has no __init__: define "
+                "it, or make the class an nnx.dataclass"
+            )
         if making.scope is not None:
             return making.scope.instance(cls, args, kwargs)
         return _empty(cls)

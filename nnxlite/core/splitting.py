@@ -182,7 +182,8 @@ def clone(node: T, variables: bool = True, *, arrays: bool = False) -> T:
       node: a Module, a Variable, or a pytree of them.
       variables: whether Variables are copied too; if not, the copy shares them.
       arrays: whether array buffers are copied too; else they are shared, which is
-        safe, since arrays are immutable.
+        safe, since arrays are immutable, unless one of both is given to
+        `nnx.jit(..., donate_argnums=...)`; `donate="state"` leaves shared ones alone.
 
     Example:
       >>> import nnxlite as nnx

@@ -19,6 +19,18 @@ from .reprs import tree_repr
 FlatPairs = Iterable[tuple[Path, Any]]
 
 
+_FUNCTIONS = {  # what other libraries have as methods of a State
+    "split": "split_state",
+    "filter": "filter_state",
+    "map": "map_state",
+    "merge": "merge_state",
+    "flat_state": "to_flat_state",
+    "from_flat_path": "from_flat_state",
+    "to_pure_dict": "to_pure_dict",
+    "replace_by_pure_dict": "replace_by_pure_dict",
+}
+
+
 class State(MutableMapping[Key, Any]):
     """A nested mapping from attribute names and positions to Variables or arrays.
 
@@ -84,7 +96,7 @@ class State(MutableMapping[Key, Any]):
 
     def __getattr__(self, name: str) -> Any:
         if name[:2] == "__" or name not in self._mapping:
-            raise AttributeError(f"State has no entry {name!r}, only {list(self)}")
+            raise _no_entry(self, name)
         return self[name]
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -92,7 +104,7 @@ class State(MutableMapping[Key, Any]):
 
     def __delattr__(self, name: str) -> None:
         if name not in self._mapping:
-            raise AttributeError(f"State has no entry {name!r}, only {list(self)}")
+            raise _no_entry(self, name)
         del self[name]
 
     def __or__(self, other: Mapping[Key, Any]) -> "State":
@@ -118,6 +130,16 @@ class State(MutableMapping[Key, Any]):
         for path, leaf in pairs:
             set_in(mapping, path, leaf)
         return cls(_sorted(mapping), _copy=False)
+
+
+def _no_entry(state: State, name: str) -> AttributeError:
+    text = f"State has no entry {name!r}, only {list(state)}"
+    function = _FUNCTIONS.get(name)
+    return AttributeError(
+        text
+        if function is None
+        else f"{text}; nnx.{function}(state, ...) is a function"
+    )
 
 
 def _copied(mapping: Mapping[Key, Any]) -> dict[Key, Any]:

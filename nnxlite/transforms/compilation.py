@@ -362,7 +362,8 @@ def jit(  # pyright: ignore[reportInconsistentOverload]
       static_argnums: positions of numbers or arrays to treat as constants.
       static_argnames: names of such arguments.
       donate: "state" gives the buffers of all Variables that the function overwrites
-        to the results, so that a step needs no second copy of them.
+        to the results, so that a step needs no second copy of them; what somebody else
+        holds, such as a clone, is copied first.
       donate_argnums: positions of arguments whose buffers are given away.
       donate_argnames: names of such arguments.
       keep_unused: see `jax.jit`, as are `device`, `backend` and `inline`.

@@ -7,6 +7,7 @@ the arguments of the call that is under way say which objects the arrays belong 
 import functools
 import inspect
 import re
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.extend.core import jaxpr_as_fun
 
 from ..core.checks import checks
@@ -89,6 +91,8 @@ class Program:
         if self.donated is None:
             return self.jitted, values
         values = _each_buffer_once(values, self.donated)
+        if self.owner.donates == "state":
+            values = _unless_held(values, self.donated)
         return self.jitted, *_parted(values, self.donated)
 
     def _build(self, plan: Plan, opened: Opened, values: list[Any]) -> None:
@@ -174,6 +178,14 @@ class Program:
                 return name_of(source.leaf)
             return format_path(source.path, root=self._parameter(source.argument))
 
+        gone = [x.leaf for x in plan.inputs(opened) if _is_gone(x.leaf)]
+        if gone and isinstance(error, (ValueError, RuntimeError)):
+            names = ", ".join(name_of(variable) for variable in gone[:5])
+            error.args = (
+                f"{len(gone)} values are gone, of {names}: an earlier call was given "
+                "their memory (it donates). Copy what shall outlive such a call by "
+                "nnx.clone(model, arrays=True)",
+            )
         is_of_jax = isinstance(error, jax.errors.JAXTypeError)
         if is_of_jax and error.args and isinstance(error.args[0], str):
             text = re.sub(r"\b(kept|donated)\[(\d+)\]", place, error.args[0])
@@ -254,6 +266,12 @@ class Program:
                 frame.values[variable] = value
 
 
+def _is_gone(leaf: Any) -> bool:
+    value = leaf.raw_value if isinstance(leaf, Variable) else None
+    is_held = isinstance(value, jax.Array) and not isinstance(value, Tracer)
+    return is_held and value.is_deleted()
+
+
 def _parted(values: Iterable[Any], donated: Iterable[bool]) -> tuple[list[Any], ...]:
     parts: tuple[list[Any], list[Any]] = ([], [])
     for value, is_donated in zip(values, donated, strict=True):
@@ -272,6 +290,25 @@ def _each_buffer_once(values: list[Any], donated: Sequence[bool]) -> list[Any]:
         jnp.copy(value) if is_donated and counts[id(value)] > 1 else value
         for value, is_donated in zip(values, donated, strict=True)
     ]
+
+
+def _holders(values: Sequence[Any]) -> list[int]:
+    """How many references there are to each value."""
+    return [sys.getrefcount(value) for value in values]
+
+
+def _unless_held(values: list[Any], donated: Sequence[bool]) -> list[Any]:
+    """Copies a donated array that somebody else holds too, such as a clone."""
+    return [
+        jnp.copy(value) if is_donated and count > _HELD_ONCE else value
+        for value, is_donated, count in zip(
+            values, donated, _holders(values), strict=True
+        )
+    ]
+
+
+# What `_holders` counts for the value of a Variable that nobody else holds.
+_HELD_ONCE = _holders([Variable(object()).raw_value])[0] + 1
 
 
 def _input_shardings(owner: Any, opened: Opened, inputs: Sequence[Input]) -> list[Any]:

@@ -1008,3 +1008,24 @@ def test_with_attributes_takes_a_pytree_of_modules():
     first, (second,) = nnx.with_attributes(modules, name="other")
     assert (first.name, second.name) == ("other", "other")
     assert (modules[0].name, modules[1][0].name) == ("block", "block")
+
+
+def test_a_module_without_init_takes_no_arguments():
+    class Plain(nnx.Module):
+        pass
+
+    class Derived(Plain):
+        def __init__(self, n):
+            super().__init__()
+            self.n = n
+
+    @nnx.dataclass
+    class Fields(nnx.Module):
+        n: int
+
+    assert Derived(3).n == Fields(3).n == 3 and type(Plain()) is Plain
+    for arguments in ((nnx.Rngs(0),), (1, 2)):
+        with pytest.raises(TypeError, match="takes no arguments, .*define it"):
+            Plain(*arguments)
+    with pytest.raises(TypeError, match=r"Plain\(\) takes no arguments"):
+        Plain(rngs=nnx.Rngs(0))

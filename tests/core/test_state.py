@@ -553,6 +553,15 @@ def test_equal_structures_are_equal_treedefs():
     assert jax.tree.structure(nnx.state(model)) != a
 
 
+@pytest.mark.parametrize("name", ["split", "filter", "map", "merge", "to_pure_dict"])
+def test_methods_of_other_libraries_name_the_function(name):
+    with pytest.raises(AttributeError, match=r"nnx\.\w+\(state, \.\.\.\)") as info:
+        getattr(nnx.State({"a": 1}), name)
+    function = str(info.value).partition("nnx.")[2].partition("(")[0]
+    assert callable(getattr(nnx, function))
+    assert not hasattr(nnx.State({}), "__array__")
+
+
 def test_states_of_states_compare_their_leaves():
     assert nnx.State({"a": {"b": 1}}) == nnx.State({"a": {"b": 1}}) == {"a": {"b": 1}}
     assert nnx.State({"a": 1}) != nnx.State({"a": 2})
