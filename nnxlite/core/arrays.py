@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-_SMALL, _LONG = 20, 100  # elements, and characters, of an array shown by its values
+_SMALL, _LONG = 20, 64  # elements, and characters, of an array shown by its values
 NUMBER_TYPES = frozenset({int, float, complex, bool})
 _ARRAY_CLASSES = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 _is_array_type: dict[type, bool] = {}

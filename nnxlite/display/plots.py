@@ -3,7 +3,9 @@
 The first two need the package matplotlib; the third is SVG, made here.
 """
 
+import functools
 import html
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -132,12 +134,26 @@ def _numbers(values: Any) -> np.ndarray[Any, Any]:
     return array.astype(np.result_type(array.dtype, np.float32))
 
 
+@functools.cache
+def _chart_class() -> Any:
+    """The class of our figures: matplotlib's, which notebooks show without pyplot."""
+    from matplotlib.figure import Figure
+
+    class Chart(Figure):
+        def __init__(self) -> None:
+            super().__init__(layout="constrained")
+
+        def _repr_png_(self) -> bytes:
+            file = io.BytesIO()
+            self.savefig(file, format="png")
+            return file.getvalue()
+
+    return Chart
+
+
 def _panels(count: int, caller: str, what: str, width: float) -> tuple["Figure", Any]:
     try:
-        # pyplot teaches notebooks to show figures; one that it does not know is shown
-        # once, where it is returned, and needs no closing
-        import matplotlib.pyplot  # noqa: F401
-        from matplotlib.figure import Figure
+        figure = _chart_class()()
     except ImportError:
         raise ImportError(
             f"{caller} needs the package matplotlib: pip install 'nnxlite[notebooks]'"
@@ -146,13 +162,15 @@ def _panels(count: int, caller: str, what: str, width: float) -> tuple["Figure",
         raise ValueError(f"{caller}: there are no {what} to draw")
     columns = min(count, int(10 / width))
     rows = -(-count // columns)
-    size = (width * columns, 0.7 * width * rows)
-    figure = Figure(figsize=size, layout="constrained")
+    figure.set_size_inches(width * columns, 0.7 * width * rows)
     return figure, [figure.add_subplot(rows, columns, n + 1) for n in range(count)]
 
 
 class Drawing(str):
     """SVG text; notebooks show it as a picture."""
+
+    def __repr__(self) -> str:
+        return f"<a drawing, {len(self):,} characters of SVG>"
 
     def _repr_svg_(self) -> str:
         return str(self)

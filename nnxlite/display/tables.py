@@ -62,6 +62,8 @@ class Table(str):
         table.rows = rows
         return table
 
+    __repr__ = str.__str__
+
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """The rows by path, as nested dicts of plain values."""
         return {
@@ -151,8 +153,19 @@ def tabulate(
         return result
 
     if args or kwargs:
+        # flags and sizes stay what they are: only arrays and objects are traced
+        leaves, treedef = jax.tree.flatten((args, kwargs), is_leaf=_is_object)
+        is_traced = [is_array(x) or _is_object(x) for x in leaves]
+        traced = [x for x, is_it in zip(leaves, is_traced, strict=True) if is_it]
+
+        def call(*values: Any) -> Any:
+            rest, pairs = iter(values), zip(leaves, is_traced, strict=True)
+            filled = [next(rest) if is_it else x for x, is_it in pairs]
+            args, kwargs = treedef.unflatten(filled)
+            return getattr(model, method)(*args, **kwargs)
+
         with intercept(watch):
-            eval_shape(getattr(model, method), *args, **kwargs)
+            eval_shape(call, *traced)
     matches = to_predicate(only)
     modules = [
         (path, node)
@@ -174,7 +187,7 @@ def tabulate(
             Row(
                 path,
                 type(node).__name__,
-                first and _described(first.inputs),
+                first and _inputs(first.inputs),
                 first and _described(first.result),
                 first.calls if first else 0,
                 counts,
@@ -211,6 +224,12 @@ def _described(tree: Any) -> str:
         type_of(x) if is_array(x) else type(x).__name__ if _is_object(x) else repr(x)
         for x in leaves
     )
+
+
+def _inputs(inputs: tuple[Any, Any]) -> str:
+    args, kwargs = inputs
+    named = [f"{name}={_described(x)}" for name, x in kwargs.items()]
+    return ", ".join([*filter(None, [_described(args)]), *named])
 
 
 def _counts(node: Any) -> tuple[dict[str, int], int]:

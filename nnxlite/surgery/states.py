@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..core.arrays import is_array
 from ..core.changes import misfit, set_child
@@ -12,6 +13,7 @@ from ..core.filters import Filter, to_predicate
 from ..core.graph import taken
 from ..core.module import Pytree
 from ..core.paths import Path, format_path
+from ..core.rngs import RngState
 from ..core.state import State, flat_pairs
 from ..core.variable import Variable
 from .paths import as_path, get_path
@@ -26,7 +28,7 @@ def rename(state: Mapping[Any, Any], names: Renaming) -> State:
       state: a State or nested mapping.
       names: old and new beginnings of paths, as text or tuples, such as
         `{'old.dense': 'dense'}` (the longest that fits wins, '' is the root); or a
-        function of the path.
+        function of the path. None instead of a new path leaves the leaf out.
 
     Raises:
       ValueError: if two leaves get one path, or no path begins so.
@@ -45,23 +47,26 @@ def rename(state: Mapping[Any, Any], names: Renaming) -> State:
 def _renamed(pairs: Iterable[tuple[Path, Any]], names: Renaming) -> dict[Path, Any]:
     pairs = list(pairs)
     used: set[Path] = set()
-    prefixes: dict[Path, Path] = {}
+    prefixes: dict[Path, Path | None] = {}
     if isinstance(names, Mapping):
-        prefixes = {as_path(old): as_path(new) for old, new in names.items()}
+        prefixes = {as_path(old): _new_path(new) for old, new in names.items()}
 
-    def renamed(path: Path) -> Path:
+    def renamed(path: Path) -> Path | None:
         if not isinstance(names, Mapping):
-            return as_path(names(path))
+            return _new_path(names(path))
         fitting = [old for old in prefixes if path[: len(old)] == old]
         if not fitting:
             return path
         old = max(fitting, key=len)
         used.add(old)
-        return prefixes[old] + path[len(old) :]
+        new = prefixes[old]
+        return None if new is None else new + path[len(old) :]
 
     origin: dict[Path, Path] = {}
     for path, _ in pairs:
         new = renamed(path)
+        if new is None:
+            continue
         if new in origin:
             raise ValueError(
                 f"nnx.rename: {format_path(origin[new])!r} and {format_path(path)!r} "
@@ -84,6 +89,10 @@ def _renamed(pairs: Iterable[tuple[Path, Any]], names: Renaming) -> dict[Path, A
     return {new: leaves[old] for new, old in origin.items()}
 
 
+def _new_path(path: Any) -> Path | None:
+    return None if path is None else as_path(path)
+
+
 class Report(NamedTuple):
     """How a State compares with a model; see `check`.
 
@@ -101,11 +110,12 @@ class Report(NamedTuple):
         return not any(self)
 
     def __str__(self) -> str:
-        return "; ".join(
-            f"{name}: {', '.join(texts)}"
-            for name, texts in zip(self._fields, self, strict=True)
-            if texts
-        )
+        texts = [
+            f"{name}: {', '.join(paths)}"
+            for name, paths in zip(self._fields, self, strict=True)
+            if paths
+        ]
+        return "; ".join(texts) or "no difference"
 
 
 def check(state: Any, like: Any, *, strict: bool = True) -> Report:
@@ -187,7 +197,7 @@ def load_state(
     Args:
       model: a Module.
       state: a State, nested mapping, or flat mapping of dotted names, as PyTorch's
-        `state_dict()`.
+        `state_dict()`; its tensors are taken too.
       strict: whether everything must be there and nothing else; wrong shapes are
         errors in any case.
       only: which Variables of the model are loaded, such as `nnx.Param`; the others
@@ -214,7 +224,7 @@ def load_state(
       ... )
       Report(missing=(), unexpected=(), mismatched=())
     """
-    given = {_split(path): x for path, x in flat_pairs(state)}
+    given = {_split(path): _array_of(x) for path, x in flat_pairs(state)}
     if rename is not None:
         given = _renamed(given.items(), rename)
     matches = to_predicate(only)
@@ -261,13 +271,22 @@ def fitted(
         )
     report = _report(wanted, leaves, misfit)
     if report.mismatched or strict and not report:
-        raise ValueError(
-            f"cannot load into {type(model).__name__}: {report}"
-            + ("" if report.mismatched else "; strict=False loads what there is")
-        )
+        text = f"cannot load into {type(model).__name__}: {report}"
+        if not report.mismatched:
+            text += "; strict=False loads what there is"
+        missing = [x for path, x in wanted.items() if path not in leaves]
+        if missing and all(isinstance(x, RngState) for x in missing):
+            text += ", only=nnx.Not(nnx.RngState) leaves random streams as they are"
+        raise ValueError(text)
     return report, {
         path: _cast(wanted[path], x) for path, x in leaves.items() if path in wanted
     }
+
+
+def _array_of(leaf: Any) -> Any:
+    """A leaf, as a NumPy array if it is an array of another library."""
+    is_foreign = not (isinstance(leaf, Variable) or is_array(leaf))
+    return np.asarray(leaf) if is_foreign and hasattr(leaf, "__array__") else leaf
 
 
 def _at(model: Any, path: Path) -> Any:

@@ -16,7 +16,7 @@ from ..core.arrays import is_array, is_dynamic
 from ..core.filters import Filter, filters_to_predicates
 from ..core.graph import taken, variables_of
 from ..core.kinds import Param
-from ..core.module import Pytree, children_of, is_leaf, key_of
+from ..core.module import Module, Pytree, children_of, is_leaf, key_of
 from ..core.paths import Path, format_path, set_in
 from ..core.state import State, map_state
 from ..core.uninferred import check_inferred
@@ -148,6 +148,11 @@ class Optimizer(Pytree):
                 f"{len(model_and_grads)} arguments"
             )
         model, grads = (self.model, *model_and_grads)[-2:]
+        if isinstance(grads, Module) and isinstance(model, State):
+            raise TypeError(
+                f"optimizer.update got a State, then a {type(grads).__name__}: the "
+                "order is optimizer.update(model, grads)"
+            )
         found = _selected(model, self.wrt)
         parameters = {path: variable.raw_value for path, variable in found}
         self._check_unchanged(parameters)

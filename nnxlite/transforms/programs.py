@@ -267,9 +267,9 @@ class Program:
 
 
 def _is_gone(leaf: Any) -> bool:
-    value = leaf.raw_value if isinstance(leaf, Variable) else None
-    is_held = isinstance(value, jax.Array) and not isinstance(value, Tracer)
-    return is_held and value.is_deleted()
+    value: Any = leaf.raw_value if isinstance(leaf, Variable) else None
+    is_array = isinstance(value, jax.Array) and not isinstance(value, Tracer)
+    return is_array and value.is_deleted()
 
 
 def _parted(values: Iterable[Any], donated: Iterable[bool]) -> tuple[list[Any], ...]:

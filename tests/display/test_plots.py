@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import nnxlite as nnx
+from nnxlite.display import plots
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -45,6 +46,11 @@ def test_history_of_steps_with_gaps():
     np.testing.assert_array_equal(new.lines[0].get_data(), [[1], [5]])
 
 
+def test_notebooks_show_figures_without_pyplot():
+    figure = nnx.plot.history({"loss": [2, 1]})
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
 def test_nothing_to_draw(model):
     with pytest.raises(ValueError, match="nnx.plot.history: there are no values"):
         nnx.plot.history([])
@@ -79,7 +85,8 @@ def test_parameters_of_odd_values():
 
 
 def test_without_matplotlib(model, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    plots._chart_class.cache_clear()
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="pip install 'nnxlite"):
         nnx.plot.parameters(model)
     assert nnx.plot.graph(model)  # needs no package
@@ -100,7 +107,7 @@ def test_graph(model):
     assert notes[names.index("tied Param")] == "the same as layers[0].kernel"
     assert "frozen, float32[20]" in notes and "the same as the root" in notes
     assert arrows == 2
-    assert svg._repr_svg_() == svg
+    assert svg._repr_svg_() == svg and repr(svg).startswith("<a drawing, ")
 
 
 def test_graph_folds_alike_layers_and_stops_at_a_depth(model):

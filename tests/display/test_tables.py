@@ -81,7 +81,7 @@ def test_operations(net):
 
 def test_inputs_of_all_forms(net):
     real = nnx.tabulate(net, jnp.ones(X.shape), scale=jnp.ones(()))
-    assert real.rows[0].inputs == "float32[4,8,8,1], float32[]"
+    assert real.rows[0].inputs == "float32[4,8,8,1], scale=float32[]"
     assert nnx.tabulate(net, X, method="features").rows[2].inputs is None
     assert nnx.tabulate(net).rows[0].inputs is None
     abstract = nnx.eval_shape(lambda: Net(nnx.Rngs(0)))
@@ -123,3 +123,12 @@ def test_a_stack_and_a_lazy_model():
     nnx.tabulate(lazy)
     with pytest.raises(nnx.UninferredError, match="lazy_init"):
         nnx.tabulate(lazy, jnp.ones((2, 3)))
+
+
+def test_tabulate_names_keyword_arguments():
+    class Net(nnx.Module):
+        def __call__(self, x, is_causal=False, mask=None):
+            return x if is_causal else -x
+
+    inputs = nnx.tabulate(Net(), jnp.ones(2), is_causal=True, mask=jnp.ones(3)).rows[0]
+    assert inputs.inputs == "float32[2], is_causal=True, mask=float32[3]"

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import nnxlite as nnx
@@ -634,3 +635,57 @@ def test_a_pytree_parametrization_in_a_file(tmp_path):
     nnx.save(tmp_path / "m", saved)
     loaded = nnx.load(tmp_path / "m", like=weight_normed(1))
     np.testing.assert_array_equal(loaded.kernel.value, saved.kernel.value)
+
+
+class Tensor:
+    """An array of another library."""
+
+    def __init__(self, *shape):
+        self.shape = shape
+
+    def __array__(self, dtype=None, copy=None):
+        return np.ones(self.shape, dtype)
+
+
+def test_load_state_takes_arrays_of_other_libraries():
+    layer = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    report = nnx.load_state(layer, {"kernel": Tensor(2, 3), "bias": Tensor(3)})
+    assert report and str(report) == "no difference"
+    np.testing.assert_array_equal(layer.kernel, np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"kernel wants .*\(2, 3\)|kernel wants"):
+        nnx.load_state(layer, {"kernel": Tensor(2, 4), "bias": Tensor(3)})
+
+
+@pytest.mark.parametrize(
+    "names",
+    [{"counter": None}, lambda path: None if path[0] == "counter" else path],
+    ids=["mapping", "function"],
+)
+def test_renaming_to_none_leaves_out(names):
+    state = {"counter": {"n": 1, "m": 2}, "kernel": 3}
+    assert nnx.rename(state, names) == {"kernel": 3}
+    layer = nnx.Linear(1, 1, use_bias=False, rngs=nnx.Rngs(0))
+    given = {"counter.n": np.ones(1), "kernel": np.full((1, 1), 5.0)}
+    assert nnx.load_state(layer, given, rename=names)
+    assert float(layer.kernel[0, 0]) == 5
+
+
+def test_missing_random_streams_get_their_own_advice():
+    model = nnx.List([nnx.Dropout(0.5, rngs=nnx.Rngs(0)), nnx.Param(1.0)])
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    with pytest.raises(ValueError, match=r"only=nnx.Not\(nnx.RngState\) leaves"):
+        nnx.load_state(model, params)
+    assert nnx.load_state(model, params, only=nnx.Not(nnx.RngState))
+    with pytest.raises(ValueError, match=r"loads what there is$"):
+        nnx.load_state(model, {})
+
+
+def test_swapped_arguments_of_update_are_named():
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.sgd(0.1))
+    grads = nnx.grad(lambda m: m(jnp.ones(2)).sum())(model)
+    before = np.asarray(model.bias)
+    with pytest.raises(TypeError, match=r"the order is optimizer.update\(model, grads"):
+        optimizer.update(grads, model)
+    np.testing.assert_array_equal(model.bias, before)
+    optimizer.update(model, grads)
