@@ -359,12 +359,8 @@ def view(
       (True, False)
     """
     copy = clone(node, variables=False)
-    unused = set(modes)
-    for _, module, names in _views(copy, only):
-        own = {name: modes[name] for name in names if name in modes}
-        if own:
-            module.set_view(**own)
-        unused -= own.keys()
+    _set_views(copy, (), only, modes)
+    unused = modes.keys() - {n for *_, names in _views(copy, only) for n in names}
     if unused and raise_if_not_found:
         raise ValueError(
             f"no Module takes the mode {', '.join(sorted(unused))}: see "
@@ -373,12 +369,33 @@ def view(
     return copy
 
 
-def _views(node: Any, only: Filter) -> Iterator[tuple[Path, Any, list[str]]]:
+def _views(
+    node: Any, only: Filter, root: Path = ()
+) -> Iterator[tuple[Path, Any, list[str]]]:
     matches = to_predicate(only)
     for path, module in iter_nodes(node):
         set_view = getattr(type(module), "set_view", None)
-        if set_view is not None and matches(path, module):
+        if set_view is not None and matches(root + path, module):
             yield path, module, list(inspect.signature(set_view).parameters)[1:]
+
+
+def _set_views(node: Any, root: Path, only: Filter, modes: Mapping[str, Any]) -> None:
+    """Calls `set_view` below a node; in a stack of layers, once for all layers.
+
+    A Module with `_nnx_for_each(change)`, which calls `change` with the stacked layers
+    as if they were one, keeps these in its attribute `layers`.
+    """
+    stacks = [(p, x) for p, x in iter_nodes(node) if hasattr(x, "_nnx_for_each")]
+    inner = [(*path, "layers") for path, _ in stacks]
+    for path, module, names in _views(node, only, root):
+        own = {name: modes[name] for name in names if name in modes}
+        if own and not any(path[: len(above)] == above for above in inner):
+            module.set_view(**own)
+    for (_, stack), path in zip(stacks, inner, strict=True):
+        if not any(path[: len(above)] == above and path != above for above in inner):
+            stack._nnx_for_each(
+                lambda layer, at=root + path: _set_views(layer, at, only, modes)
+            )
 
 
 def view_info(node: Any, /, *, only: Filter = ...) -> str:

@@ -256,6 +256,9 @@ class Stack(Module):
         new._begin(stack(layers), len(layers), remat, unroll)
         return new
 
+    def _nnx_for_each(self, change: Callable[[Any], None]) -> None:
+        vmap(change)(self.layers)
+
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls the layers in order, each with what the one before returned.
 

@@ -1,5 +1,6 @@
 """Stack, stack and unstack: equal layers as one Module."""
 
+import functools
 from typing import Any
 
 import jax
@@ -290,3 +291,45 @@ def test_modules_that_share_a_variable_are_not_stacked() -> None:
             make([Layer(), Layer()])
     layers = nnx.stack([nnx.clone(Layer()) for _ in range(2)])
     assert layers.inner.kernel.shape == (2, 2, 2)
+
+
+# View: modes are set in the layers of a Stack as in single layers
+
+
+class Decoder(nnx.Module):
+    def __init__(self, rngs):
+        self.attention = nnx.MultiHeadAttention(2, 4, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+
+    def __call__(self, x, is_causal=False):
+        return x + self.drop(self.norm(self.attention(x, is_causal=is_causal)))
+
+
+EVAL = {"deterministic": True, "use_running_average": True}
+
+
+def test_view_makes_a_cache_for_each_layer():
+    layers = nnx.Stack(Decoder, 3, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 5, 4))
+    whole = nnx.view(layers, **EVAL)(x, is_causal=True)
+    cached = nnx.view(layers, **EVAL, decode=True, batch_size=2, max_length=5)
+    steps = [cached(x[:, n : n + 1]) for n in range(5)]
+    np.testing.assert_allclose(jnp.concatenate(steps, 1), whole, rtol=1e-5, atol=1e-6)
+    assert cached.layers.attention.cached_key.shape == (3, 2, 5, 2, 2)
+    assert cached.layers.norm.scale is layers.layers.norm.scale
+    assert not layers.layers.attention.decode and not layers.layers.drop.deterministic
+
+
+def test_view_of_stacks_in_stacks_and_of_some_layers():
+    inner = functools.partial(nnx.Stack, Decoder, 2)
+    model = nnx.List([nnx.Stack(lambda rngs: inner(rngs=rngs), 3, rngs=nnx.Rngs(0))])
+    x = jnp.ones((1, 1, 4))
+    cached = nnx.view(model, **EVAL, decode=True, batch_size=1, max_length=4)
+    key = cached[0].layers.layers.attention.cached_key
+    assert key.shape == (3, 2, 1, 4, 2, 2) and cached[0](x).shape == x.shape
+    path = nnx.PathContains("drop")
+    view = nnx.view(model, only=path, deterministic=True)[0].layers.layers
+    assert view.drop.deterministic and not view.attention.decode
+    with pytest.raises(ValueError, match="no Module takes the mode deterministic"):
+        nnx.view(model, only=nnx.PathContains("norm"), deterministic=True)
