@@ -12,7 +12,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
-from ..core.arrays import is_array, is_dynamic
+from ..core.arrays import is_array, is_dynamic, type_of
 from ..core.graph import Putting, Taking, VariableRecord, first_difference, taken
 from ..core.module import Module
 from ..core.paths import format_path
@@ -167,13 +167,25 @@ def _forward(remat: Any, unroll: int | bool, length: int) -> Callable[..., Any]:
 
     def forward(x: Any, layer: Any, args: Any, kwargs: Any) -> Any:
         names, values = list(kwargs), given(kwargs.values())
-        return layer(x, *given(args), **dict(zip(names, values, strict=True)))
+        y = layer(x, *given(args), **dict(zip(names, values, strict=True)))
+        gets, returns = (jax.tree.map(_described, tree) for tree in (x, y))
+        if gets != returns:
+            raise TypeError(
+                f"a layer of nnx.Stack gets {gets} and returns {returns}: each layer "
+                "gets what the one before returned, so all must be of one kind. Cast "
+                "the input or the result, or take a list of layers"
+            )
+        return y
 
     if remat:
         policy = None if remat is True else remat
         forward = rematerialize(forward, policy=policy)
     axes = (Carry, 0, *[StateAxes({...: Carry})] * 2)
     return scan(forward, length=length, in_axes=axes, out_axes=Carry, unroll=unroll)
+
+
+def _described(leaf: Any) -> str:
+    return type_of(leaf) if is_array(leaf) else type(leaf).__name__
 
 
 class Stack(Module):
@@ -302,14 +314,25 @@ class Stack(Module):
         new._begin(_sliced(self.layers, index), len(numbers), self.remat, self.unroll)
         return new
 
-    def __setitem__(self, index: int, layer: Any) -> None:
-        """Gives one layer the values of another of the same structure."""
-        number = range(self.length)[index]
-        ours, theirs = taken(self.layers), taken(_checked(self[number], layer))
+    def __setitem__(self, index: int | slice, layer: Any) -> None:
+        """Gives one layer the values of another, or some those of another Stack.
+
+        Raises:
+            ValueError: if structures differ, or how many layers there are.
+        """
+        numbers: Any = range(self.length)[index]
+        if isinstance(numbers, range):
+            if not isinstance(layer, Stack) or layer.length != len(numbers):
+                raise ValueError(f"a Stack of {len(numbers)} layers belongs there")
+            expected, layer, numbers = self[index].layers, layer.layers, list(numbers)
+        else:
+            expected = self[numbers]
+        at = jnp.asarray(numbers, int)
+        ours, theirs = taken(self.layers), taken(_checked(expected, layer))
         for own, other in zip(ours.leaves, theirs.leaves, strict=True):
             if isinstance(own, Variable):
                 own.value = jax.tree.map(
-                    lambda x, y: x.at[number].set(y) if is_array(x) else x,
+                    lambda x, y: x.at[at].set(y) if is_array(x) else x,
                     own.raw_value,
                     other.raw_value,
                 )

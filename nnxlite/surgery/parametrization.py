@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.arrays import array_repr, is_array
 from ..core.filters import Filter
 from ..core.paths import Path, format_path
 from ..core.statics import Static
@@ -123,6 +124,10 @@ def _base(kind: type[Variable[Any]]) -> type[Variable[Any]]:
     return getattr(kind, "_parametrized", kind)
 
 
+def _text(value: Any) -> str:
+    return array_repr(value) if is_array(value) else repr(value)
+
+
 @functools.cache
 def _kind(base: type[Variable[Any]]) -> type[Variable[Any]]:
     """The subclass of a kind whose Variables show a function of what they store."""
@@ -138,6 +143,12 @@ def _kind(base: type[Variable[Any]]) -> type[Variable[Any]]:
             value = jnp.asarray(self.get_value()).at[index].set(value)
         self.raw_value = _stored(self._metadata["parametrization"], value)
 
+    def text(self: Any) -> str:
+        shown = {"value": self.value, "stored": self.raw_value, **self._metadata}
+        del shown["parametrization"]
+        texts = (f"{k}={_text(x)}" for k, x in shown.items())
+        return f"{type(self).__name__}({', '.join(texts)})"
+
     def reduce(self: Any) -> Any:
         revive, (_, *rest) = base.__reduce__(self)
         return (_revived, (revive, base, *rest))
@@ -146,6 +157,7 @@ def _kind(base: type[Variable[Any]]) -> type[Variable[Any]]:
         "get_value": get_value,
         "set_value": set_value,
         "__reduce__": reduce,
+        "__repr__": text,
         "_parametrized": base,
     }
     return type(f"Parametrized{base.__name__}", (base,), body)

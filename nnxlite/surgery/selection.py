@@ -150,7 +150,9 @@ class Selection(Generic[M]):
         for (path, old), new in zip(self, news, strict=True):
             if path == () and new is not old:
                 raise ValueError(
-                    "the model itself cannot be replaced: use `wrapper(m)`"
+                    f"this {type(old).__name__} is the whole model and cannot be "
+                    "replaced in place: put it into an nnx.Dict or a Module, and "
+                    "change it there"
                 )
             is_written = type(old) is type(new) and isinstance(old, Variable)
             is_object = isinstance(old, (Variable, Pytree))
@@ -170,7 +172,8 @@ class Selection(Generic[M]):
             if not isinstance(owner, Pytree):
                 raise ValueError(
                     f"cannot change the {type(owner).__name__} at "
-                    f"{format_path(path)!r}: hold its elements in a list"
+                    f"{format_path(path)!r}: hold its elements in an nnx.List or "
+                    "nnx.Dict, or in an attribute of a Module"
                 )
             changes.append((owner, _kept(owner, after)))
         for variable, value in writes:

@@ -61,7 +61,9 @@ class Optimizer(Pytree):
     """Binds an optax transformation to the Variables of a model.
 
     Args:
-      model: a Module, a single Variable, or a list or dict of these.
+      model: a Module, a single Variable, or a list or dict of these. Of a plain list or
+        dict the optimizer keeps the Variables that are in it now: to exchange entries
+        later, use an `nnx.List` or `nnx.Dict`.
       tx: an optax transformation; or a mapping from filters to transformations, for
         which the first filter that matches a Variable decides, None freezes.
       wrt: which Variables of the model to optimise; the others, and frozen ones, are
@@ -74,6 +76,7 @@ class Optimizer(Pytree):
 
     Raises:
       ValueError: if no Variable of the model matches `wrt`.
+      TypeError: naming parameters that are no floats.
       UninferredError: naming parameters that have no value yet.
 
     Example:
@@ -98,6 +101,10 @@ class Optimizer(Pytree):
         *,
         wrt: Filter = Param,
     ):
+        if is_array(model):
+            raise TypeError(
+                "an array has no Variables to optimise: make it one, nnx.Param(array)"
+            )
         self.model = model
         self.wrt = wrt
         found = _selected(self.model, wrt)
@@ -109,6 +116,10 @@ class Optimizer(Pytree):
                 "methods makes its parameters when it is first called"
             )
         check_inferred(found, "nnx.Optimizer")
+        for path, variable in found:
+            value = _differentiable(path, variable.raw_value)
+            if value is not variable.raw_value:
+                variable.raw_value = value
         if isinstance(tx, Mapping):
             tx = _partitioned(tx, found)
         if not hasattr(tx, "init") or not hasattr(tx, "update"):
@@ -160,7 +171,7 @@ class Optimizer(Pytree):
         for name, value in kwargs.items():
             if name == "value_fn":
                 kwargs[name] = self._value_fn(value, model, [v for _, v in found])
-            elif isinstance(value, State):
+            elif any(map(_is_variable, jax.tree.leaves(value, is_leaf=_is_variable))):
                 kwargs[name] = self._tree(_fitted(value, parameters, model))
         advance = _advance
         if all(is_dynamic(x) for x in jax.tree.leaves(kwargs)):
@@ -262,6 +273,27 @@ _advance_compiled = jax.jit(_advance, static_argnums=0, inline=True)
 def _selected(model: Any, wrt: Filter) -> list[tuple[Path, Variable[Any]]]:
     found = variables_of(model, wrt)
     return [(path, v) for path, v in found if not v._metadata.is_frozen]
+
+
+def _differentiable(path: Path, value: Any) -> Any:
+    """The value of a parameter, strongly typed: steps must not change its type."""
+
+    def strong(x: Any) -> Any:
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return x
+        dtype = jnp.result_type(x)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(
+                f"{format_path(path)!r} has the dtype {dtype}, which has no gradient: "
+                "make it of floats, such as nnx.Param(1.0), or leave it out by wrt=..."
+            )
+        is_strong = is_array(x) and not getattr(x, "weak_type", False)
+        return x if is_strong else jax.lax.convert_element_type(x, dtype)
+
+    leaves, treedef = jax.tree.flatten(value)
+    news = [strong(x) for x in leaves]
+    is_same = all(new is x for new, x in zip(news, leaves, strict=True))
+    return value if is_same else treedef.unflatten(news)
 
 
 def _partitioned(
@@ -386,6 +418,12 @@ def _fitted(grads: Any, parameters: Mapping[Path, Any], model: Any) -> dict[Path
         )
     walk = taken(grads)
     given = dict(zip(walk.paths, walk.values, strict=True))
+    if not given:
+        raise ValueError(
+            "the gradients are empty: nnx.grad differentiates with respect to Params "
+            "that are not frozen; of another kind use nnx.DiffState, such as "
+            "nnx.grad(f, argnums=nnx.DiffState(0, nnx.Variable))"
+        )
     problems = [f"missing {format_path(p)}" for p in parameters if p not in given]
     for path in given.keys() & parameters.keys():
         wanted, got = (jax.tree.map(jnp.shape, x[path]) for x in (parameters, given))

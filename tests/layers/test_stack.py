@@ -167,14 +167,6 @@ def test_train_and_eval_reach_the_layers() -> None:
     np.testing.assert_array_equal(model.layers.norm.mean.value, before)
 
 
-def test_a_layer_that_changes_the_shape_is_named() -> None:
-    model = nnx.Stack(lambda rngs: nnx.Linear(4, 3, rngs=rngs), 2, rngs=nnx.Rngs(0))
-    with pytest.raises(
-        TypeError, match=r"the carry is float32\[3, 4\].*float32\[3, 3\]"
-    ):
-        model(x())
-
-
 def test_no_layers() -> None:
     with pytest.raises(ValueError, match="at least one layer, not 0"):
         stacked(0)
@@ -333,3 +325,27 @@ def test_view_of_stacks_in_stacks_and_of_some_layers():
     assert view.drop.deterministic and not view.attention.decode
     with pytest.raises(ValueError, match="no Module takes the mode deterministic"):
         nnx.view(model, only=nnx.PathContains("norm"), deterministic=True)
+
+
+def test_slices_are_written():
+    layers = nnx.Stack(Block, 4, rngs=nnx.Rngs(0))
+    other = nnx.clone(layers)
+    layers[1:3] = other[2:]
+    np.testing.assert_array_equal(layers[1].linear.kernel, other[2].linear.kernel)
+    np.testing.assert_array_equal(layers[2].linear.kernel, other[3].linear.kernel)
+    np.testing.assert_array_equal(layers[3].linear.kernel, other[3].linear.kernel)
+    layers[::-1] = other
+    np.testing.assert_array_equal(layers[0].linear.kernel, other[3].linear.kernel)
+    for wrong in (other, other[0]):
+        with pytest.raises(ValueError, match="a Stack of 2 layers belongs there"):
+            layers[:2] = wrong
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_layers_that_return_another_shape_are_described(remat):
+    layers = nnx.Stack(
+        lambda rngs: nnx.Linear(3, 5, rngs=rngs), 3, rngs=nnx.Rngs(0), remat=remat
+    )
+    text = r"layer of nnx.Stack gets float32\[2,3\] and returns float32\[2,5\]: each"
+    with pytest.raises(TypeError, match=text):
+        layers(jnp.ones((2, 3)))

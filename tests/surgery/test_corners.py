@@ -689,3 +689,17 @@ def test_swapped_arguments_of_update_are_named():
         optimizer.update(grads, model)
     np.testing.assert_array_equal(model.bias, before)
     optimizer.update(model, grads)
+
+
+def test_parametrized_variables_show_what_they_are_and_store():
+    model = nnx.Dict(a=nnx.Param(jnp.array(1.0), note="x"))
+    nnx.parametrize(model, "a", lambda w: 2 * w)
+    text = "ParametrizedParam(value=Array(2., dtype=float32"
+    assert repr(model["a"]).startswith(text) and "0x" not in repr(model)
+    assert "stored=Array(1., dtype=float32" in repr(model) and "note='x'" in repr(model)
+
+
+def test_parametrize_of_a_variable_alone_says_where_to_put_it():
+    for model, where in ((nnx.Param(1.0), ()), ({"a": nnx.Param(1.0)}, "a")):
+        with pytest.raises(ValueError, match="nnx.Dict"):
+            nnx.parametrize(model, where, jnp.exp, inverse=jnp.log)

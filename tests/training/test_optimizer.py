@@ -423,3 +423,66 @@ def test_no_transformation(tx):
 def test_no_gradients(grads):
     with pytest.raises(ValueError, match="second part of what nnx.value_and_grad"):
         nnx.Optimizer(Net(), optax.sgd(0.1)).update(grads)
+
+
+# What newcomers met
+
+
+@pytest.mark.parametrize("form", ["Param", "list", "dict", "Dict", "frozen"])
+@pytest.mark.parametrize("start", [1.0, jnp.array(1.0)], ids=["number", "array"])
+def test_lbfgs_of_all_forms(form, start):
+    w, target = nnx.Param(start), nnx.Param(3.0)
+    p, read = {
+        "Param": (w, lambda p: (p, 3)),
+        "list": ([w], lambda p: (p[0], 3)),
+        "dict": ({"a": w}, lambda p: (p["a"], 3)),
+        "Dict": (nnx.Dict(a=w), lambda p: (p["a"], 3)),
+        "frozen": ({"a": w, "b": target}, lambda p: (p["a"], p["b"])),
+    }[form]
+    nnx.freeze(target)
+
+    def loss(p):
+        a, b = read(p)
+        return (a - b) ** 2
+
+    optimizer = nnx.Optimizer(p, optax.lbfgs())
+    for _ in range(8):
+        value, grads = nnx.value_and_grad(loss)(p)
+        optimizer.update(grads, value=value, grad=grads, value_fn=loss)
+    assert abs(float(w.value) - 3) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "start", [1.0, jnp.array(1.0), jnp.log(2.0), jnp.full(2, 0.5), np.ones(2)]
+)
+def test_weakly_typed_parameters_compile_once(start):
+    traces, w = [], nnx.Param(start)
+    optimizer = nnx.Optimizer(w, optax.adam(0.1))
+
+    @nnx.jit
+    def step():
+        traces.append(1)
+        optimizer.update(nnx.grad(lambda w: (w**2).sum())(w))
+
+    for _ in range(4):
+        step()
+    assert len(traces) == 1 and not w.value.weak_type
+
+
+def test_parameters_without_gradient_are_named():
+    model = nnx.Dict(a=nnx.Param(1.0), b=[nnx.Param(3)])
+    with pytest.raises(TypeError, match=r"'b\[0\]' has the dtype int32, which has no"):
+        nnx.Optimizer(model, optax.sgd(0.1))
+    nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.PathContains("a"))
+    with pytest.raises(TypeError, match=r"make it one, nnx.Param\(array\)"):
+        nnx.Optimizer(jnp.ones(3), optax.sgd(0.1))
+
+
+def test_empty_gradients_say_how_to_get_others():
+    v = nnx.Variable(1.0)
+    optimizer = nnx.Optimizer(v, optax.sgd(0.1), wrt=nnx.Variable)
+    with pytest.raises(ValueError, match=r"argnums=nnx.DiffState\(0, nnx.Variable\)"):
+        optimizer.update(nnx.grad(lambda v: v**2)(v))
+    of_variables = nnx.DiffState(0, nnx.Variable)
+    optimizer.update(nnx.grad(lambda v: v**2, argnums=of_variables)(v))
+    assert abs(float(v.value) - 0.8) < 1e-6
