@@ -92,7 +92,6 @@ from .core.state import to_flat_state as to_flat_state
 from .core.uninferred import UninferredError as UninferredError
 from .core.variable import Variable as Variable
 from .display import plots as plot
-from .display.progress import progress as progress
 from .display.tables import tabulate as tabulate
 from .display.trees import autovisualize as autovisualize
 from .display.trees import display as display
@@ -217,6 +216,7 @@ from .training.optimizer import OptArray as OptArray
 from .training.optimizer import Optimizer as Optimizer
 from .training.optimizer import OptState as OptState
 from .training.optimizer import OptVariable as OptVariable
+from .training.progress import progress as progress
 from .training.train_state import TrainState as TrainState
 from .transforms.autodiff import grad as grad
 from .transforms.autodiff import value_and_grad as value_and_grad

@@ -1,1 +1,1 @@
-"""Showing models: tables, trees, pictures, progress."""
+"""Showing models: tables, trees, pictures."""

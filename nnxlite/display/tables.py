@@ -14,9 +14,10 @@ from ..core.interception import Call
 from ..core.module import Module, Pytree, iter_nodes
 from ..core.paths import Path, format_path
 from ..core.rngs import RngState
-from ..core.splitting import merge, split
 from ..core.variable import Variable
 from ..surgery.interception import intercept
+from ..transforms.autodiff import value_and_grad
+from ..transforms.compilation import jit
 from ..transforms.tracing import eval_shape
 
 
@@ -28,7 +29,8 @@ class Row(NamedTuple):
       type: its class.
       inputs, outputs: of its first call, as text; None if it was not called.
       calls: how often it was called.
-      counts: by kind of Variable, how many numbers it and what is below it hold.
+      counts: by kind of Variable, how many numbers it and what is below it hold; and
+        how many of them are `frozen`.
       bytes: how many bytes they take.
       share: of all Params of the model, between 0 and 1.
       flops, vjp_flops: of the first call, and of the call with its gradients; None if
@@ -57,8 +59,14 @@ class Table(str):
     rows: Sequence[Row]
 
     def __new__(cls, rows: Sequence[Row]) -> "Table":
-        heads, cells = _cells(rows)
-        table = super().__new__(cls, _text(heads, cells))
+        lines = _cells(rows)
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        texts = []
+        for line in [lines[0], ["-" * n for n in widths], *lines[1:]]:
+            named = zip(lines[0], line, widths, strict=True)
+            cells = [x.ljust(n) if k in _WORDS else x.rjust(n) for k, x, n in named]
+            texts.append("  ".join(cells).rstrip())
+        table = super().__new__(cls, "\n".join(texts))
         table.rows = rows
         return table
 
@@ -66,35 +74,53 @@ class Table(str):
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """The rows by path, as nested dicts of plain values."""
-        return {
-            format_path(row.path, root="") if row.path else "": {
-                **row._asdict(),
-                "counts": dict(row.counts),
-            }
-            for row in self.rows
-        }
+        named = {format_path(x.path) if x.path else "": x._asdict() for x in self.rows}
+        return {k: {**x, "counts": dict(x["counts"])} for k, x in named.items()}
 
     def _repr_html_(self) -> str:
-        heads, cells = _cells(self.rows)
+        heads, *lines = _cells(self.rows)
 
-        def line(tag: str, texts: Sequence[str]) -> str:
-            inner = "".join(
-                f'<{tag} style="text-align:{"left" if head in _WORDS else "right"};'
-                f'padding:2px 10px;white-space:pre">{html.escape(text)}</{tag}>'
-                for head, text in zip(heads, texts, strict=True)
-            )
-            return f"<tr>{inner}</tr>"
+        def row(tag: str, texts: Sequence[str]) -> str:
+            sides = ["left" if head in _WORDS else "right" for head in heads]
+            cells = [
+                f'<{tag} style="text-align:{side};padding:2px 10px;white-space:pre">'
+                f"{html.escape(text)}</{tag}>"
+                for side, text in zip(sides, texts, strict=True)
+            ]
+            return f"<tr>{''.join(cells)}</tr>"
 
-        body = "".join(line("td", texts) for texts in cells)
-        return f"<table><thead>{line('th', heads)}</thead><tbody>{body}</tbody></table>"
+        body = "".join(row("td", texts) for texts in lines)
+        return f"<table><thead>{row('th', heads)}</thead><tbody>{body}</tbody></table>"
+
+
+class _Inputs:
+    """What a method is called with; only arrays and objects are traced, no flags."""
+
+    def __init__(self, args: Any, kwargs: Any):
+        tree = (args, kwargs)
+        self.leaves, self.treedef = jax.tree.flatten(tree, is_leaf=_is_object)
+        self.traced = list(filter(_is_traced, self.leaves))
+
+    def __str__(self) -> str:
+        args, kwargs = self.treedef.unflatten(self.leaves)
+        named = [f"{name}={_described(x)}" for name, x in kwargs.items()]
+        return ", ".join([*map(_described, args), *named])
+
+    def call(self, module: Any, method: str, traced: Sequence[Any]) -> Any:
+        rest = iter(traced)
+        leaves = [
+            next(rest) if is_array(x) or _is_object(x) else x for x in self.leaves
+        ]
+        args, kwargs = self.treedef.unflatten(leaves)
+        return getattr(module, method)(*args, **kwargs)
 
 
 class _Seen:
     """The first call of a Module, as shapes, and how many calls there were."""
 
-    def __init__(self, method: str, args: Any, kwargs: Any):
+    def __init__(self, method: str, inputs: _Inputs):
         self.method = method
-        self.inputs = _shapes((args, kwargs))
+        self.inputs = inputs
         self.result: Any = None
         self.calls = 0
 
@@ -135,45 +161,20 @@ def tabulate(
       >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.relu)
       >>> print(nnx.tabulate(model, jax.ShapeDtypeStruct((8, 2), jnp.float32)))
       path       type        inputs        outputs       Param  bytes   share
-      -----------------------------------------------------------------------
+      ---------  ----------  ------------  ------------  -----  -----  ------
                  Sequential  float32[8,2]  float32[8,3]      9     36  100.0%
       layers[0]  Linear      float32[8,2]  float32[8,3]      9     36  100.0%
     """
     if depth is not None and depth < 0:
         raise ValueError(f"nnx.tabulate: depth must not be negative, and is {depth}")
-    seen: dict[int, _Seen] = {}
-
-    def watch(next: Any, args: Any, kwargs: Any, call: Call) -> Any:
-        first = seen.setdefault(id(call.module), _Seen(call.method_name, args, kwargs))
-        first.calls += 1
-        is_first = first.calls == 1
-        result = next(*args, **kwargs)
-        if is_first:
-            first.result = _shapes(result)
-        return result
-
-    if args or kwargs:
-        # flags and sizes stay what they are: only arrays and objects are traced
-        leaves, treedef = jax.tree.flatten((args, kwargs), is_leaf=_is_object)
-        is_traced = [is_array(x) or _is_object(x) for x in leaves]
-        traced = [x for x, is_it in zip(leaves, is_traced, strict=True) if is_it]
-
-        def call(*values: Any) -> Any:
-            rest, pairs = iter(values), zip(leaves, is_traced, strict=True)
-            filled = [next(rest) if is_it else x for x, is_it in pairs]
-            args, kwargs = treedef.unflatten(filled)
-            return getattr(model, method)(*args, **kwargs)
-
-        with intercept(watch):
-            eval_shape(call, *traced)
-    matches = to_predicate(only)
+    seen = _calls(model, method, _Inputs(args, kwargs)) if args or kwargs else {}
+    matches, places = to_predicate(only), {number: n for n, number in enumerate(seen)}
     modules = [
         (path, node)
         for path, node in iter_nodes(model)
         if isinstance(node, Module) and (not path or not isinstance(node, (list, dict)))
     ]
-    order = {number: place for place, number in enumerate(seen)}
-    modules.sort(key=lambda x: (order.get(id(x[1]), len(order)), len(x[0])))
+    modules.sort(key=lambda x: (places.get(id(x[1]), len(places)), len(x[0])))
     paths = {path for path, _ in modules}
     whole = _counts(model)[0].get("Param", 0)
     rows = []
@@ -181,13 +182,12 @@ def tabulate(
         level = sum(path[:size] in paths for size in range(len(path)))
         if not matches(path, node) or depth is not None and level > depth:
             continue
-        counts, size = _counts(node)
-        first = seen.get(id(node))
+        (counts, size), first = _counts(node), seen.get(id(node))
         rows.append(
             Row(
                 path,
                 type(node).__name__,
-                first and _inputs(first.inputs),
+                first and str(first.inputs),
                 first and _described(first.result),
                 first.calls if first else 0,
                 counts,
@@ -200,21 +200,68 @@ def tabulate(
     return Table(rows)
 
 
+def _calls(model: Any, method: str, inputs: _Inputs) -> dict[int, _Seen]:
+    """The calls of the Modules, by id, when the model is called with shapes."""
+    seen: dict[int, _Seen] = {}
+
+    def watch(next: Any, args: Any, kwargs: Any, call: Call) -> Any:
+        if id(call.module) not in seen:
+            shapes = _Inputs(*_shapes((args, kwargs)))
+            seen[id(call.module)] = _Seen(call.method_name, shapes)
+        first = seen[id(call.module)]
+        first.calls += 1
+        is_first = first.calls == 1
+        result = next(*args, **kwargs)
+        if is_first:
+            first.result = _shapes(result)
+        return result
+
+    with intercept(watch):
+        eval_shape(lambda *traced: inputs.call(model, method, traced), *inputs.traced)
+    return seen
+
+
+def _flops(module: Any, first: _Seen, gradients: bool) -> float:
+    """The operations of one call, from the compiled program."""
+    values = first.inputs.traced
+    floats = [x if _is_float(x) else None for x in values]
+    others = [None if _is_float(x) else x for x in values]
+
+    def call(module: Any, floats: Any, others: Any) -> list[Any]:
+        both = zip(floats, others, strict=True)
+        values = [y if x is None else x for x, y in both]
+        result = first.inputs.call(module, first.method, values)
+        return [x for x in jax.tree.leaves(result) if is_array(x)]
+
+    def total(*args: Any) -> Any:
+        outputs = filter(_is_float, call(*args))
+        return sum((jnp.real(y).sum() for y in outputs), jnp.zeros(()))
+
+    program: Any = value_and_grad(total, argnums=(0, 1)) if gradients else call
+    costs: Any = jit(program).lower(module, floats, others).compile().cost_analysis()
+    return float(costs.get("flops", 0.0)) if isinstance(costs, Mapping) else 0.0
+
+
+def _is_float(value: Any) -> bool:
+    return is_array(value) and jnp.issubdtype(value.dtype, jnp.inexact)
+
+
 def _shapes(tree: Any) -> Any:
     """A tree with shapes for arrays and Variables."""
-    return jax.tree.map(
-        lambda x: _shape(x.value if isinstance(x, Variable) else x),
-        tree,
-        is_leaf=_is_object,
-    )
 
+    def shape(x: Any) -> Any:
+        x = x.value if isinstance(x, Variable) else x
+        return jax.ShapeDtypeStruct(x.shape, x.dtype) if is_array(x) else x
 
-def _shape(leaf: Any) -> Any:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_array(leaf) else leaf
+    return jax.tree.map(shape, tree, is_leaf=_is_object)
 
 
 def _is_object(value: Any) -> bool:
     return isinstance(value, (Variable, Pytree))
+
+
+def _is_traced(value: Any) -> bool:
+    return is_array(value) or _is_object(value)
 
 
 def _described(tree: Any) -> str:
@@ -226,76 +273,35 @@ def _described(tree: Any) -> str:
     )
 
 
-def _inputs(inputs: tuple[Any, Any]) -> str:
-    args, kwargs = inputs
-    named = [f"{name}={_described(x)}" for name, x in kwargs.items()]
-    return ", ".join([*filter(None, [_described(args)]), *named])
-
-
 def _counts(node: Any) -> tuple[dict[str, int], int]:
     """By kind, how many numbers the Variables below a node hold; and their bytes."""
     counts: dict[str, int] = {}
-    size = 0
+    bytes = 0
     for _, variable in variables_of(node):
-        for x in jax.tree.leaves(variable.raw_value):
-            if is_array(x):
-                name = (
-                    "RngState"
-                    if isinstance(variable, RngState)
-                    else variable.type.__name__
-                )
-                counts[name] = counts.get(name, 0) + x.size
-                size += x.size * x.dtype.itemsize
-    return counts, size
+        for x in filter(is_array, jax.tree.leaves(variable.raw_value)):
+            is_random = isinstance(variable, RngState)
+            kinds = ["RngState" if is_random else variable.type.__name__]
+            for kind in [*kinds, *["frozen"] * variable._metadata.is_frozen]:
+                counts[kind] = counts.get(kind, 0) + x.size
+            bytes += x.size * x.dtype.itemsize
+    return counts, bytes
 
-
-def _flops(node: Any, first: _Seen, gradients: bool) -> float:
-    """The operations of one call, from the compiled program."""
-    graphdef, state = split(node)
-    leaves, treedef = jax.tree.flatten((jax.tree.map(_shape, state), first.inputs))
-    arrays = [x for x in leaves if is_array(x)]
-    floats = [jnp.issubdtype(x.dtype, jnp.inexact) for x in arrays]
-
-    def call(arrays: Sequence[Any]) -> list[Any]:
-        rest = iter(arrays)
-        filled = treedef.unflatten([next(rest) if is_array(x) else x for x in leaves])
-        state, (args, kwargs) = filled
-        result = getattr(merge(graphdef, state), first.method)(*args, **kwargs)
-        return [x for x in jax.tree.leaves(result) if is_array(x)]
-
-    def with_gradients(arrays: Sequence[Any]) -> Any:
-        def of_floats(values: Sequence[Any]) -> list[Any]:
-            rest = iter(values)
-            whole = [
-                next(rest) if is_float else x
-                for x, is_float in zip(arrays, floats, strict=True)
-            ]
-            outputs = call(whole)
-            return [y for y in outputs if jnp.issubdtype(y.dtype, jnp.inexact)]
-
-        values = [x for x, is_float in zip(arrays, floats, strict=True) if is_float]
-        outputs, pull = jax.vjp(of_floats, values)
-        return outputs, pull([jnp.ones_like(y) for y in outputs])
-
-    compiled = jax.jit(with_gradients if gradients else call).lower(arrays).compile()
-    costs: Any = compiled.cost_analysis()
-    return float(costs.get("flops", 0.0)) if isinstance(costs, Mapping) else 0.0
-
-
-# Layout
 
 _WORDS = ("path", "type", "inputs", "outputs")  # columns that are no numbers
 
 
-def _cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def _cells(rows: Sequence[Row]) -> list[list[str]]:
     """The heads, and the text of each cell; columns without content are left out."""
-    kinds = sorted({kind for row in rows for kind in row.counts}, key=_kind_order)
+    kinds = {kind for row in rows for kind in row.counts}
     columns: dict[str, Callable[[Row], str]] = {
         "path": lambda row: format_path(row.path) if row.path else "",
         "type": lambda row: row.type + (f" x{row.calls}" if row.calls > 1 else ""),
         "inputs": lambda row: row.inputs or "",
         "outputs": lambda row: row.outputs or "",
-        **{k: lambda row, k=k: f"{row.counts.get(k, 0):,}" for k in kinds},
+        **{
+            kind: lambda row, kind=kind: f"{row.counts.get(kind, 0):,}"
+            for kind in sorted(kinds, key=lambda x: (x != "Param", x != "frozen", x))
+        },
         "bytes": lambda row: f"{row.bytes:,}",
         "share": lambda row: f"{row.share:.1%}",
         "FLOPs": lambda row: "" if row.flops is None else f"{row.flops:,.0f}",
@@ -305,22 +311,4 @@ def _cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     }
     filled = {name: [cell(row) for row in rows] for name, cell in columns.items()}
     kept = {k: x for k, x in filled.items() if any(x) or k in ("path", "type")}
-    return list(kept), [list(texts) for texts in zip(*kept.values(), strict=True)]
-
-
-def _kind_order(kind: str) -> tuple[bool, str]:
-    return kind != "Param", kind
-
-
-def _text(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    lines = [heads, *cells]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    texts = [
-        "  ".join(
-            x.ljust(n) if head in _WORDS else x.rjust(n)
-            for head, x, n in zip(heads, line, widths, strict=True)
-        ).rstrip()
-        for line in lines
-    ]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join([texts[0], rule, *texts[1:]])
+    return [list(kept), *map(list, zip(*kept.values(), strict=True))]

@@ -1,1 +1,1 @@
-"""Training: optimizers bound to models, and metrics."""
+"""Training: optimizers bound to models, metrics, progress."""

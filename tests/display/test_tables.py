@@ -132,3 +132,31 @@ def test_tabulate_names_keyword_arguments():
 
     inputs = nnx.tabulate(Net(), jnp.ones(2), is_causal=True, mask=jnp.ones(3)).rows[0]
     assert inputs.inputs == "float32[2], is_causal=True, mask=float32[3]"
+
+
+def test_frozen_numbers_are_told(net):
+    assert "frozen" not in nnx.tabulate(net)
+    nnx.freeze(net.conv)
+    rows = {row.path: row for row in nnx.tabulate(net).rows}
+    assert rows["conv",].counts == {"Param": 80, "frozen": 80}
+    assert rows[()].counts["frozen"] == 80 and "frozen" in nnx.tabulate(net)
+
+
+def test_operations_of_integer_inputs_and_objects():
+    class Lookup(nnx.Module):
+        def __init__(self, rngs):
+            self.embed = nnx.Embed(10, 4, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5)
+
+        def __call__(self, words, rngs, scale=1.0, flip=False):
+            x = self.dropout(self.embed(words), rngs=rngs) * scale
+            return -x if flip else x
+
+    words = jax.ShapeDtypeStruct((3,), int)
+    inputs = {"scale": jnp.ones(()), "flip": True}
+    model, rngs = Lookup(nnx.Rngs(0)), nnx.Rngs(1)
+    row = nnx.tabulate(
+        model, words, rngs, **inputs, compute_flops=True, compute_vjp_flops=True
+    ).rows[0]
+    assert row.inputs == "int32[3], Rngs, flip=True, scale=float32[]"
+    assert 0 < row.flops < row.vjp_flops and int(rngs.default.count[...]) == 0

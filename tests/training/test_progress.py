@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import nnxlite as nnx
-from nnxlite.display import progress as module
+from nnxlite.training import progress as module
 
 
 def shown(metrics: Any, steps: int = 3, body: Any = None, **options: Any) -> str:
