@@ -5,6 +5,8 @@ through `jit`, `grad` and the rest at the cost of hand-written JAX. The names ar
 of Flax NNX: `import nnxlite as nnx`.
 """
 
+import typing as _typing
+
 from . import functional as functional
 from .core import filters as filterlib
 from .core import traversals as traversals
@@ -133,6 +135,7 @@ from .functional.positions import rotary_embedding as rotary_embedding
 from .functional.positions import sinusoidal_positions as sinusoidal_positions
 from .interop.files import load as load
 from .interop.files import save as save
+from .interop.other_names import missing as _missing
 from .layers.attention import MultiHeadAttention as MultiHeadAttention
 from .layers.cells import ConvLSTMCell as ConvLSTMCell
 from .layers.cells import GRUCell as GRUCell
@@ -244,3 +247,8 @@ from .transforms.prefixes import StateSharding as StateSharding
 from .transforms.tracing import checkify as checkify
 from .transforms.tracing import eval_shape as eval_shape
 from .transforms.tracing import make_jaxpr as make_jaxpr
+
+if not _typing.TYPE_CHECKING:  # type checkers shall know which names there are not
+
+    def __getattr__(name):
+        raise _missing(name, [known for known in globals() if known[0] != "_"])
