@@ -91,6 +91,9 @@ def _plan_update(
             writes.append(lambda: setattr(target, "raw_value", plain))
         return
     if not isinstance(given, Mapping):
+        if isinstance(given, Pytree):
+            problems.append(f"{where} gets a model: pass its State, nnx.state(other)")
+            return
         problems.append(
             f"{where} is a {type(target).__name__}, but the State has a leaf there, a "
             f"{type(given).__name__}"

@@ -219,15 +219,25 @@ class Module(Pytree):
     sow = sow
     perturb = perturb
 
-    def train(self, **attributes: Any) -> None:
-        """Sets `deterministic=False, use_running_average=False` here and below."""
+    def train(self, **attributes: Any) -> Self:
+        """Sets `deterministic=False, use_running_average=False` here and below.
+
+        Returns:
+          the Module itself.
+        """
         modes = {"deterministic": False, "use_running_average": False, **attributes}
         self.set_attributes(raise_if_not_found=False, **modes)
+        return self
 
-    def eval(self, **attributes: Any) -> None:
-        """Sets `deterministic=True, use_running_average=True` here and below."""
+    def eval(self, **attributes: Any) -> Self:
+        """Sets `deterministic=True, use_running_average=True` here and below.
+
+        Returns:
+          the Module itself.
+        """
         modes = {"deterministic": True, "use_running_average": True, **attributes}
         self.set_attributes(raise_if_not_found=False, **modes)
+        return self
 
     def set_attributes(
         self, *filters: Filter, raise_if_not_found: bool = True, **attributes: Any

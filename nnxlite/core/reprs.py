@@ -120,7 +120,8 @@ def _told(node: Any) -> Iterator[tuple[str, Key, Any]]:
             continue
         if callable(value) and str(key).endswith(getattr(value, "__name__", "?")):
             continue  # promote_dtype=promote_dtype
-        yield f"{key}=" if isinstance(key, str) else "", key, value
+        label = "" if isinstance(node, list) else f"{key!r}: "
+        yield f"{key}=" if isinstance(key, str) else label, key, value
 
 
 def _defaults(kind: type) -> dict[str, Any]:
@@ -226,7 +227,7 @@ def _filled(
 def _counted(node: Any) -> str:
     """`12 (48 B)`: see `totals`."""
     elements, size = totals(node)
-    return f"{elements:,} ({_human(size)})" if elements else ""
+    return f"{elements:,} ({_human(size)})" if size else ""
 
 
 def totals(node: Any) -> tuple[int, int]:

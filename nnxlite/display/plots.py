@@ -31,7 +31,7 @@ _LINE, _CHARACTER, _STEP = 26, 7.3, 28  # of the graph, in pixels
 
 
 def history(
-    values: Mapping[str, Any] | Iterable[Mapping[str, Any]],
+    values: Mapping[str, Any] | Iterable[Any],
     *,
     x: Sequence[float] | None = None,
     x_label: str = "step",
@@ -43,8 +43,8 @@ def history(
 
     Args:
       values: by name the values of each step, shape (steps,); or for each step a
-        mapping of names to scalars. Numbers, arrays and Variables; what is missing or
-        NaN is left out.
+        mapping of names to scalars, or one scalar. Numbers, arrays and Variables; what
+        is missing or NaN is left out.
       x: where the values lie, shape (steps,); counted from 0 if None.
       x_label: what `x` is.
       log: whether the values are drawn on a logarithmic scale.
@@ -62,7 +62,7 @@ def history(
     if isinstance(values, Mapping):
         named = {str(name): x for name, x in values.items()}
     else:
-        rows = list(values)
+        rows = [x if isinstance(x, Mapping) else {"value": x} for x in values]
         names = dict.fromkeys(name for row in rows for name in row)
         named = {k: [row.get(k, float("nan")) for row in rows] for k in names}
     curves = {name: _numbers(list(curve)) for name, curve in named.items()}

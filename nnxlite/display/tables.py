@@ -32,7 +32,7 @@ class Row(NamedTuple):
       counts: by kind of Variable, how many numbers it and what is below it hold; and
         how many of them are `frozen`.
       bytes: how many bytes they take.
-      share: of all Params of the model, between 0 and 1.
+      share: of the numbers of all Params of the model, between 0 and 1.
       flops, vjp_flops: of the first call, and of the call with its gradients; None if
         they were not asked for.
     """
@@ -103,7 +103,8 @@ class _Inputs:
 
     def __str__(self) -> str:
         args, kwargs = self.treedef.unflatten(self.leaves)
-        named = [f"{name}={_described(x)}" for name, x in kwargs.items()]
+        given = {name: x for name, x in kwargs.items() if x is not None}
+        named = [f"{name}={_described(x)}" for name, x in given.items()]
         return ", ".join([*map(_described, args), *named])
 
     def call(self, module: Any, method: str, traced: Sequence[Any]) -> Any:
@@ -138,7 +139,8 @@ def tabulate(
     """A table of the Modules of a model.
 
     With inputs, or shapes of them, it also says what each Module takes and gives. The
-    model is called with shapes only, and is as it was afterwards.
+    model is called with shapes only, and is as it was afterwards. Shares are of the
+    numbers of all Params.
 
     Args:
       model: a Module.

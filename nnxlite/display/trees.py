@@ -53,16 +53,24 @@ def display(*values: Any) -> None:
 
 
 def autovisualize() -> None:
-    """Makes a notebook show every result as `display` does.
+    """Makes a notebook show models, Variables, States and arrays as `display` does.
 
     Example:
       >>> import nnxlite as nnx
       >>> nnx.autovisualize()  # nothing happens outside of notebooks
     """
     if _is_notebook():
-        import treescope
+        formatter: Any = sys.modules["IPython"].get_ipython().display_formatter
+        for kind in (*_KINDS, jax.Array, np.ndarray):
+            formatter.formatters["text/html"].for_type(kind, _as_html)
 
-        treescope.basic_interactive_setup(autovisualize_arrays=True)
+
+def _as_html(value: Any) -> str:
+    import treescope
+
+    pictures = treescope.ArrayAutovisualizer()
+    with treescope.active_autovisualizer.set_scoped(pictures):
+        return treescope.render_to_html(value)
 
 
 def _is_notebook() -> bool:
@@ -203,6 +211,8 @@ def describe(value: Any) -> str:
         return text
     if isinstance(value, (Tracer, jax.ShapeDtypeStruct)) or value.size == 0:
         return text
+    if value.ndim == 0 and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return f"{text} {np.asarray(value)[()]:.6g}"
     sharding = getattr(value, "sharding", None)
     if sharding is not None and len(sharding.device_set) > 1:
         text += f" {getattr(sharding, 'spec', sharding)}"

@@ -108,10 +108,13 @@ def _contracted(
     shared, n = batch + axis, len(batch)
     got, wanted = tuple(x.shape[a] for a in shared), kernel.shape[: len(shared)]
     if got != wanted:
+        sizes = got[n:] if len(got[n:]) > 1 else got[n]
+        advice = f"Reshape x, or make the layer with in_features={sizes}."
+        if kernel.shape[1 : len(got) + 1] == got:
+            advice = "If this is a stacked model, call it under nnx.vmap."
         raise ValueError(
             f"A kernel of shape {kernel.shape} wants x to have sizes {wanted} along "
-            f"its axes {shared}; got {got} in x of shape {x.shape}. Reshape x, or make "
-            f"the layer with in_features={got[n:]}."
+            f"its axes {shared}; got {got} in x of shape {x.shape}. {advice}"
         )
     dimensions = (axis, tuple(range(n, len(shared)))), (batch, tuple(range(n)))
     y = product(x, kernel, dimensions)

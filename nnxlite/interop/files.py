@@ -57,6 +57,7 @@ def save(file: str | os.PathLike[str], model: Any, only: Filter = ...) -> None:
       >>> bool((other.kernel == model.kernel).all())
       True
     """
+    _check_is_file(file, "nnx.save(file, model)")
     tensors: dict[str, Any] = {}
     notes: dict[str, str] = {}
     is_meant = All(only, _is_kept)
@@ -89,7 +90,9 @@ def load(file: str | os.PathLike[str], like: Any, *, strict: bool = True) -> Any
     Args:
       file: its name.
       like: a model of the structure that was saved, also one of `nnx.eval_shape`;
-        values get its dtypes and shardings.
+        values get its dtypes and shardings. What a model shares with an optimizer stays
+        shared if both are in one file: `model, optimizer = nnx.load(file, like=[model,
+        optimizer])`.
       strict: whether the file must have everything that the model has, and nothing
         else. Variables with `persistent=False` stay as they are in any case.
 
@@ -107,6 +110,7 @@ def load(file: str | os.PathLike[str], like: Any, *, strict: bool = True) -> Any
       >>> nnx.load(file, like=nnx.Dict(count=nnx.Variable(0))).count.value
       3
     """
+    _check_is_file(file, "nnx.load(file, like=model)")
     with _safetensors().safe_open(file, framework="flax") as opened:
         notes = {k: json.loads(x) for k, x in (opened.metadata() or {}).items()}
         parts = {name: opened.get_tensor(name) for name in opened.keys()}
@@ -143,6 +147,11 @@ def load(file: str | os.PathLike[str], like: Any, *, strict: bool = True) -> Any
         return State.from_pairs(leaves)
     rest = iter([leaf for _, leaf in leaves])
     return Putting(taken(like).records, lambda _: next(rest)).put()
+
+
+def _check_is_file(file: Any, form: str) -> None:
+    if not isinstance(file, (str, os.PathLike)):
+        raise TypeError(f"the file comes first, {form}; got a {type(file).__name__}")
 
 
 def _safetensors() -> Any:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from jax.typing import DTypeLike
 from numpy.exceptions import AxisError
 
+from ..core.arrays import is_array
 from ..core.errors import name_of
 from ..core.kinds import Param
 from ..core.module import Module
@@ -94,7 +95,14 @@ def initial(
     """An initial value; one still to be inferred if the shape is not known."""
     if None in shape:
         return Uninferred(key, initializer, shape, dtype)
-    return initializer(key, shape, dtype)
+    value = initializer(key, shape, dtype)
+    if callable(value) and not is_array(value):
+        name = getattr(initializer, "__name__", repr(initializer))
+        raise TypeError(
+            f"the initializer {name} gives a function, not an array: call it first, "
+            f"such as kernel_init=nnx.initializers.{name}()"
+        )
+    return value
 
 
 def mode(layer: Module, name: str, argument: bool | None) -> bool:

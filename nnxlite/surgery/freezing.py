@@ -5,6 +5,7 @@ from typing import Any
 from ..core.filters import All, Filter
 from ..core.graph import variables_of
 from ..core.kinds import Param
+from ..core.module import Pytree
 from ..core.variable import Variable
 
 
@@ -52,6 +53,19 @@ def unfreeze(model: Any, *filters: Filter) -> None:
     _mark(model, filters, Variable, False)
 
 
+def _name(kind: Filter) -> str:
+    return kind.__name__ if isinstance(kind, type) else repr(kind)
+
+
+def _advice(filters: tuple[Filter, ...]) -> str:
+    for x in filters:
+        if isinstance(x, str):
+            return f"; a str is a tag, of paths ask nnx.PathContains({x!r})"
+        if isinstance(x, type) and issubclass(x, Pytree):
+            return "; filters see Variables, nnx.select(...) finds Modules"
+    return ""
+
+
 def _mark(model: Any, filters: tuple[Filter, ...], kind: Filter, frozen: bool) -> None:
     chosen = filters or ...
     found = [variable for _, variable in variables_of(model, All(kind, chosen))]
@@ -61,8 +75,9 @@ def _mark(model: Any, filters: tuple[Filter, ...], kind: Filter, frozen: bool) -
         hint = f", but there are {', '.join(sorted(others))}" if others else ""
         raise ValueError(
             f"nnx.{verb}: nothing in {type(model).__name__} matches {filters or ...!r} "
-            f"and kind={kind!r}{hint}. Look at nnx.named_parameters(model)"
+            f"and kind={_name(kind)}{hint}. Look at nnx.named_parameters(model)"
             + ("; kind=... freezes other kinds too" if others else "")
+            + _advice(filters)
         )
     for variable in found:
         if frozen:

@@ -105,6 +105,8 @@ class Optimizer(Pytree):
             raise TypeError(
                 "an array has no Variables to optimise: make it one, nnx.Param(array)"
             )
+        if isinstance(model, optax.GradientTransformation):
+            raise TypeError("the model comes first: nnx.Optimizer(model, tx)")
         self.model = model
         self.wrt = wrt
         found = _selected(self.model, wrt)
@@ -128,6 +130,7 @@ class Optimizer(Pytree):
                 f"{tx!r}"
             )
         self.paths: tuple[Path, ...] = tuple(path for path, _ in found)
+        self.shapes: tuple[Any, ...] = tuple(_shapes(v.raw_value) for _, v in found)
         self.tx = tx
         self.step: OptState = OptState(jnp.zeros((), jnp.uint32))
         parameters = {path: v.raw_value for path, v in found}
@@ -205,6 +208,12 @@ class Optimizer(Pytree):
                 f"{', '.join(gone[:8]) or 'none'}. Make a new nnx.Optimizer for it, "
                 "also after nnx.freeze or nnx.unfreeze"
             )
+        for path, shape in zip(self.paths, self.shapes, strict=True):
+            if (now := _shapes(parameters[path])) != shape:
+                raise ValueError(
+                    f"{format_path(path)!r} had the shape {shape} when the optimizer "
+                    f"was made, and has {now}: make a new nnx.Optimizer for the model"
+                )
 
     @property
     def learning_rate(self) -> Any:
@@ -273,6 +282,12 @@ _advance_compiled = jax.jit(_advance, static_argnums=0, inline=True)
 def _selected(model: Any, wrt: Filter) -> list[tuple[Path, Variable[Any]]]:
     found = variables_of(model, wrt)
     return [(path, v) for path, v in found if not v._metadata.is_frozen]
+
+
+def _shapes(value: Any) -> Any:
+    if is_dynamic(value):
+        return jnp.shape(value)
+    return tuple(map(jnp.shape, jax.tree.leaves(value)))
 
 
 def _differentiable(path: Path, value: Any) -> Any:
@@ -415,6 +430,11 @@ def _fitted(grads: Any, parameters: Mapping[Path, Any], model: Any) -> dict[Path
         raise ValueError(
             f"expected gradients, got {'None' if grads is None else 'a tuple'}: pass "
             "what nnx.grad gives, or the second part of what nnx.value_and_grad gives"
+        )
+    if is_dynamic(grads) and not isinstance(model, Variable):
+        raise ValueError(
+            "expected gradients, got an array: is that the loss? nnx.value_and_grad "
+            "gives the loss first, then the gradients"
         )
     walk = taken(grads)
     given = dict(zip(walk.paths, walk.values, strict=True))
