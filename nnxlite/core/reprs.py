@@ -116,10 +116,10 @@ def _told(node: Any) -> Iterator[tuple[str, Key, Any]]:
     """The attributes and elements of a node that are worth a word."""
     defaults = _defaults(type(node))
     for key, value in node._nnx_items().items():
-        if key in defaults and _is_same(value, defaults[key]):
-            continue
-        if callable(value) and str(key).endswith(getattr(value, "__name__", "?")):
-            continue  # promote_dtype=promote_dtype
+        if key in defaults:
+            says_nothing = key.endswith(getattr(value, "__name__", "?"))
+            if says_nothing or _is_same(value, defaults[key]):
+                continue  # such as promote_dtype=promote_dtype
         label = "" if isinstance(node, list) else f"{key!r}: "
         yield f"{key}=" if isinstance(key, str) else label, key, value
 

@@ -134,12 +134,9 @@ class State(MutableMapping[Key, Any]):
 
 def _no_entry(state: State, name: str) -> AttributeError:
     text = f"State has no entry {name!r}, only {list(state)}"
-    function = _FUNCTIONS.get(name)
-    return AttributeError(
-        text
-        if function is None
-        else f"{text}; nnx.{function}(state, ...) is a function"
-    )
+    if name in _FUNCTIONS:
+        text += f"; nnx.{_FUNCTIONS[name]}(state, ...) is a function"
+    return AttributeError(text)
 
 
 def _copied(mapping: Mapping[Key, Any]) -> dict[Key, Any]:

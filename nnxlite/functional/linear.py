@@ -110,8 +110,8 @@ def _contracted(
     if got != wanted:
         sizes = got[n:] if len(got[n:]) > 1 else got[n]
         advice = f"Reshape x, or make the layer with in_features={sizes}."
-        if kernel.shape[1 : len(got) + 1] == got:
-            advice = "If this is a stacked model, call it under nnx.vmap."
+        if kernel.ndim > len(got) + 1 and kernel.shape[1 : len(got) + 1] == got:
+            advice += " If the model is stacked, call it under nnx.vmap."
         raise ValueError(
             f"A kernel of shape {kernel.shape} wants x to have sizes {wanted} along "
             f"its axes {shared}; got {got} in x of shape {x.shape}. {advice}"

@@ -178,8 +178,10 @@ class Program:
                 return name_of(source.leaf)
             return format_path(source.path, root=self._parameter(source.argument))
 
-        gone = [x.leaf for x in plan.inputs(opened) if _is_gone(x.leaf)]
-        if gone and isinstance(error, (ValueError, RuntimeError)):
+        gone = []
+        if isinstance(error, (ValueError, RuntimeError)) and "deleted" in str(error):
+            gone = [x.leaf for x in plan.inputs(opened) if _is_gone(x.leaf)]
+        if gone:
             names = ", ".join(name_of(variable) for variable in gone[:5])
             error.args = (
                 f"{len(gone)} values are gone, of {names}: an earlier call was given "

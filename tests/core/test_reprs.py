@@ -54,6 +54,15 @@ def test_a_default_of_another_type_or_with_a_strange_equality_is_shown():
     assert "a=array([1., 1.]), c=Param(value=1)" in repr(array)
 
 
+def test_functions_that_a_user_stores_are_shown():
+    class Layer(nnx.Module):
+        def __init__(self, act):
+            self.act = act
+            self.relu = nnx.relu
+
+    assert repr(Layer(nnx.gelu)) == "Layer(act=gelu, relu=relu)"
+
+
 def test_what_is_short_stands_on_one_line():
     assert repr(nnx.List([1, "a", (2,)])) == "List(1, 'a', (2,))"
     assert repr(nnx.Dict(a=1, b=nnx.Dict())) == "Dict(a=1, b=Dict())"
