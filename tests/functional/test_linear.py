@@ -109,7 +109,7 @@ def test_linear_accumulates_in_the_preferred_type():
             (2, 5),
             {},
             r"kernel of shape \(3, 4\) wants x to have sizes \(3,\) along its axes "
-            r"\(1,\); got \(5,\) in x of shape \(2, 5\).*in_features=\(5,\)",
+            r"\(1,\); got \(5,\) in x of shape \(2, 5\).*in_features=5\.",
         ),
         ((), {}, "axis: axis -1 is out of bounds for array of dimension 0"),
         ((3,), {"axis": (-2, -1)}, "axis: axis -2 is out of bounds"),
