@@ -211,7 +211,7 @@ class Module(Pytree):
       ...             x = layer(x)
       ...         return x
       >>> net = Net(nnx.Rngs(0))
-      >>> net.eval()
+      >>> net = net.eval()
       >>> net(jnp.ones((4, 2))).shape
       (4, 3)
     """

@@ -115,7 +115,7 @@ class BatchNorm(Layer):
         >>> layer = nnx.BatchNorm(1, momentum=0.5, rngs=nnx.Rngs(0))
         >>> layer(jnp.array([[1.0], [3.0]]))[:, 0].round(3), layer.mean.value
         (Array([-1.,  1.], dtype=float32), Array([1.], dtype=float32))
-        >>> layer.eval()
+        >>> layer = layer.eval()
         >>> layer(jnp.array([[1.0], [3.0]]))[:, 0].round(3)
         Array([0., 2.], dtype=float32)
     """
