@@ -38,13 +38,17 @@ def is_dynamic(value: Any) -> bool:
     )
 
 
-def type_of(array: Any) -> str:
-    """Dtype and shape, as JAX writes them: `float32[2,3]`."""
-    return f"{array.dtype}[{','.join(map(str, array.shape))}]"
+def type_of(value: Any) -> str:
+    """Dtype and shape, as JAX writes them: `float32[2,3]`; of no array, its class."""
+    if not is_array(value):
+        return type(value).__name__
+    return f"{value.dtype}[{','.join(map(str, value.shape))}]"
 
 
-def array_repr(array: Any) -> str:
+def value_repr(array: Any) -> str:
     """A small array in a line with its values, any other by dtype and shape."""
+    if not is_array(array):
+        return repr(array)
     if isinstance(array, (Tracer, jax.ShapeDtypeStruct)) or array.size > _SMALL:
         return type_of(array)
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):

@@ -7,7 +7,7 @@ an element to one array instead of another is none.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from . import frames
 from .arrays import is_array, is_dynamic
@@ -55,15 +55,6 @@ class List(list[T], Module):
             self.extend(it)
 
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
-    if not TYPE_CHECKING:  # their types are those of `list`
-        __repr__ = Module.__repr__
-        clear = _changing(list, "clear")
-        pop = _changing(list, "pop")
-        remove = _changing(list, "remove")
-        reverse = _changing(list, "reverse")
-        sort = _changing(list, "sort")
-        __delitem__ = _changing(list, "__delitem__")
-        __imul__ = _changing(list, "__imul__")
     _insert = _changing(list, "insert")
     _extend = _changing(list, "extend")
     _set = _changing(list, "__setitem__")
@@ -125,12 +116,6 @@ class Dict(dict[str, T], Module):
         self.update(*args, **kwargs)
 
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
-    if not TYPE_CHECKING:  # their types are those of `dict`
-        __repr__ = Module.__repr__
-        clear = _changing(dict, "clear")
-        pop = _changing(dict, "pop")
-        popitem = _changing(dict, "popitem")
-        __delitem__ = _changing(dict, "__delitem__")
     _set = _changing(dict, "__setitem__")
 
     def __setitem__(self, key: Any, value: Any, /) -> None:
@@ -201,3 +186,13 @@ def _check_overwrite(old: Any, value: Any, where: str) -> None:
 
 _takers[list] = List
 _takers[dict] = Dict
+
+
+# For type checkers these are the methods of `list` and `dict`.
+for _kind, _base, _names in (
+    (List, list, "clear pop remove reverse sort __delitem__ __imul__"),
+    (Dict, dict, "clear pop popitem __delitem__"),
+):
+    setattr(_kind, "__repr__", Module.__repr__)  # noqa: B010
+    for _name in _names.split():
+        setattr(_kind, _name, _changing(_base, _name))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from .arrays import array_repr, is_array, type_of
+from .arrays import is_array, type_of, value_repr
 from .paths import Key, Path, format_path
 from .variable import Variable
 
@@ -77,7 +77,7 @@ def _outlined(label: str, value: Any, path: Path, seen: dict[int, Path]) -> Outl
     if isinstance(value, Variable):
         return Outline(*start, repr(value), form=(label, _form(value)))
     if is_array(value):
-        return Outline(*start, array_repr(value), form=(label, type_of(value)))
+        return Outline(*start, value_repr(value), form=(label, type_of(value)))
     opened = _opened(value, bool(path))
     if opened is None:
         return Outline(*start, static_repr(value))

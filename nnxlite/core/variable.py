@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from . import frames
-from .arrays import array_repr, is_array, is_dynamic
+from .arrays import is_array, is_dynamic, value_repr
 from .errors import name_of
 from .frames import everywhere
 from .metadata import Metadata, VariableMetadata, placed
@@ -314,8 +314,7 @@ class Variable(ArrayOperators, Generic[A]):
         return (_revived, (type(self), value, dict(self._metadata)))
 
     def __repr__(self) -> str:
-        value = self.raw_value
-        parts = [f"value={array_repr(value) if is_array(value) else repr(value)}"]
+        parts = [f"value={value_repr(self.raw_value)}"]
         parts += [f"{name}={value!r}" for name, value in self._metadata.items()]
         return f"{type(self).__name__}({', '.join(parts)})"
 

@@ -21,7 +21,7 @@ from ..core.module import Pytree
 from ..core.paths import format_path
 from ..core.reprs import Outline, in_runs, outline
 from ..core.variable import Variable
-from .trees import colour_of, shape_of
+from .trees import colour_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -248,7 +248,7 @@ class _Row(NamedTuple):
         value = self.item.value
         if isinstance(value, Variable) and self.item.first is None:
             frozen = "frozen, " if value._metadata.is_frozen else ""
-            return frozen + shape_of(value.raw_value)
+            return frozen + type_of(value.raw_value)
         return self.item.comment
 
     @property

@@ -109,9 +109,7 @@ class _Inputs:
 
     def call(self, module: Any, method: str, traced: Sequence[Any]) -> Any:
         rest = iter(traced)
-        leaves = [
-            next(rest) if is_array(x) or _is_object(x) else x for x in self.leaves
-        ]
+        leaves = [next(rest) if _is_traced(x) else x for x in self.leaves]
         args, kwargs = self.treedef.unflatten(leaves)
         return getattr(module, method)(*args, **kwargs)
 
@@ -269,10 +267,7 @@ def _is_traced(value: Any) -> bool:
 def _described(tree: Any) -> str:
     """The arrays of a tree, as `float32[8,2]`."""
     leaves = jax.tree.leaves(tree, is_leaf=_is_object)
-    return ", ".join(
-        type_of(x) if is_array(x) else type(x).__name__ if _is_object(x) else repr(x)
-        for x in leaves
-    )
+    return ", ".join(type_of(x) if _is_traced(x) else repr(x) for x in leaves)
 
 
 def _counts(node: Any) -> tuple[dict[str, int], int]:

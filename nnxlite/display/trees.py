@@ -199,14 +199,9 @@ def colour_of(value: Any) -> str:
     return next((x for kind, x in _COLOURS if isinstance(value, kind)), "#d9d9d9")
 
 
-def shape_of(value: Any) -> str:
-    """The type of the value of a Variable, with its shape if it is an array."""
-    return type_of(value) if is_array(value) else type(value).__name__
-
-
 def describe(value: Any) -> str:
     """An array in a line: type, shape, statistics, and sharding where there is one."""
-    text = shape_of(value)
+    text = type_of(value)
     if not is_array(value):
         return text
     if isinstance(value, (Tracer, jax.ShapeDtypeStruct)) or value.size == 0:

@@ -168,7 +168,7 @@ def _forward(remat: Any, unroll: int | bool, length: int) -> Callable[..., Any]:
     def forward(x: Any, layer: Any, args: Any, kwargs: Any) -> Any:
         names, values = list(kwargs), given(kwargs.values())
         y = layer(x, *given(args), **dict(zip(names, values, strict=True)))
-        gets, returns = (jax.tree.map(_described, tree) for tree in (x, y))
+        gets, returns = (jax.tree.map(type_of, tree) for tree in (x, y))
         if gets != returns:
             raise TypeError(
                 f"a layer of nnx.Stack gets {gets} and returns {returns}: each layer "
@@ -182,10 +182,6 @@ def _forward(remat: Any, unroll: int | bool, length: int) -> Callable[..., Any]:
         forward = rematerialize(forward, policy=policy)
     axes = (Carry, 0, *[StateAxes({...: Carry})] * 2)
     return scan(forward, length=length, in_axes=axes, out_axes=Carry, unroll=unroll)
-
-
-def _described(leaf: Any) -> str:
-    return type_of(leaf) if is_array(leaf) else type(leaf).__name__
 
 
 class Stack(Module):

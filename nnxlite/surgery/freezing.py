@@ -6,6 +6,7 @@ from ..core.filters import All, Filter
 from ..core.graph import variables_of
 from ..core.kinds import Param
 from ..core.module import Pytree
+from ..core.reprs import static_repr
 from ..core.variable import Variable
 
 
@@ -53,10 +54,6 @@ def unfreeze(model: Any, *filters: Filter) -> None:
     _mark(model, filters, Variable, False)
 
 
-def _name(kind: Filter) -> str:
-    return kind.__name__ if isinstance(kind, type) else repr(kind)
-
-
 def _advice(filters: tuple[Filter, ...]) -> str:
     for x in filters:
         if isinstance(x, str):
@@ -75,7 +72,7 @@ def _mark(model: Any, filters: tuple[Filter, ...], kind: Filter, frozen: bool) -
         hint = f", but there are {', '.join(sorted(others))}" if others else ""
         raise ValueError(
             f"nnx.{verb}: nothing in {type(model).__name__} matches {filters or ...!r} "
-            f"and kind={_name(kind)}{hint}. Look at nnx.named_parameters(model)"
+            f"and kind={static_repr(kind)}{hint}. Look at nnx.named_parameters(model)"
             + ("; kind=... freezes other kinds too" if others else "")
             + _advice(filters)
         )

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core.arrays import array_repr, is_array
+from ..core.arrays import value_repr
 from ..core.filters import Filter
 from ..core.paths import Path, format_path
 from ..core.statics import Static
@@ -124,10 +124,6 @@ def _base(kind: type[Variable[Any]]) -> type[Variable[Any]]:
     return getattr(kind, "_parametrized", kind)
 
 
-def _text(value: Any) -> str:
-    return array_repr(value) if is_array(value) else repr(value)
-
-
 @functools.cache
 def _kind(base: type[Variable[Any]]) -> type[Variable[Any]]:
     """The subclass of a kind whose Variables show a function of what they store."""
@@ -146,7 +142,7 @@ def _kind(base: type[Variable[Any]]) -> type[Variable[Any]]:
     def text(self: Any) -> str:
         shown = {"value": self.value, "stored": self.raw_value, **self._metadata}
         del shown["parametrization"]
-        texts = (f"{k}={_text(x)}" for k, x in shown.items())
+        texts = (f"{k}={value_repr(x)}" for k, x in shown.items())
         return f"{type(self).__name__}({', '.join(texts)})"
 
     def reduce(self: Any) -> Any:

@@ -90,9 +90,9 @@ class Program:
             self._build(plan, opened, values)
         if self.donated is None:
             return self.jitted, values
-        values = _each_buffer_once(values, self.donated)
-        if self.owner.donates == "state":
-            values = _unless_held(values, self.donated)
+        # a buffer that two Variables hold is one that somebody else holds, too
+        spared = _unless_held if self.owner.donates == "state" else _each_buffer_once
+        values = spared(values, self.donated)
         return self.jitted, *_parted(values, self.donated)
 
     def _build(self, plan: Plan, opened: Opened, values: list[Any]) -> None:
