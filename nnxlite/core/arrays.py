@@ -13,6 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 _SMALL, _LONG = 20, 64  # elements, and characters, of an array shown by its values
+_MANY = 10_000_000  # elements from which on no statistics are shown
 NUMBER_TYPES = frozenset({int, float, complex, bool})
 _ARRAY_CLASSES = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 _is_array_type: dict[type, bool] = {}
@@ -55,3 +56,34 @@ def value_repr(array: Any) -> str:
         return f"{type_of(array)} {jax.random.key_data(array).tolist()}"
     text = " ".join(repr(array).split())
     return text if len(text) <= _LONG else type_of(array)
+
+
+def summary_of(value: Any) -> str:
+    """An array in a line: type, shape, statistics, and sharding where there is one."""
+    text = type_of(value)
+    is_abstract = isinstance(value, (Tracer, jax.ShapeDtypeStruct))
+    if not is_array(value) or is_abstract or value.size == 0:
+        return text
+    if value.ndim == 0 and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return f"{text} {np.asarray(value)[()]:.6g}"
+    sharding = getattr(value, "sharding", None)
+    if sharding is not None and len(sharding.device_set) > 1:
+        text += f" {getattr(sharding, 'spec', sharding)}"
+    if not jnp.issubdtype(value.dtype, jnp.inexact) or value.size > _MANY:
+        return text
+    return ", ".join([text, *statistics(value)[1]])
+
+
+def statistics(array: Any) -> tuple[np.ndarray[Any, Any], list[str]]:
+    """The finite numbers of an array, of complex ones the moduli, and what they are."""
+    numbers = np.asarray(array)
+    numbers = numbers.astype(np.result_type(numbers.dtype, np.float32)).ravel()
+    finite = numbers[np.isfinite(numbers)]
+    size = np.abs(finite) if np.iscomplexobj(finite) else finite
+    texts = []
+    if size.size:
+        texts += [f"{finite.mean():.3g} ± {finite.std():.3g}"]
+        texts += [f"{size.min():.3g} to {size.max():.3g}"]
+    if size.size < numbers.size:
+        texts += [f"{numbers.size - size.size:,} NaN or inf"]
+    return size, texts

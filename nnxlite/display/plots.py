@@ -1,19 +1,15 @@
-"""Pictures: learning curves, histograms of parameters, the object graph.
-
-The first two need the package matplotlib; the third is SVG, made here.
-"""
+"""Pictures, by matplotlib: learning curves, histograms, the object graph."""
 
 import functools
-import html
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.arrays import is_array, type_of
+from ..core.arrays import is_array, statistics, type_of
 from ..core.filters import Filter
 from ..core.graph import variables_of
 from ..core.kinds import Param
@@ -27,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PARTS = ("train", "training", "val", "valid", "validation", "test", "eval")
-_LINE, _CHARACTER, _STEP = 26, 7.3, 28  # of the graph, in pixels
+_CHARACTER, _LINE = 0.082, 0.27  # of the graph, in inches, with 9 points
 
 
 def history(
@@ -59,35 +55,34 @@ def history(
       >>> [axes.get_title() for axes in figure.axes]
       ['loss']
     """
-    if isinstance(values, Mapping):
-        named = {str(name): x for name, x in values.items()}
-    else:
+    if not isinstance(values, Mapping):
         rows = [x if isinstance(x, Mapping) else {"value": x} for x in values]
         names = dict.fromkeys(name for row in rows for name in row)
-        named = {k: [row.get(k, float("nan")) for row in rows] for k in names}
-    curves = {name: _numbers(list(curve)) for name, curve in named.items()}
-    panels: dict[str, list[str]] = {}
-    for name in curves:
-        part, _, quantity = name.partition("_")
-        panels.setdefault(quantity if part in _PARTS else name, []).append(name)
+        values = {k: [row.get(k, float("nan")) for row in rows] for k in names}
+    panels: dict[str, list[tuple[str, Any]]] = {}
+    for name, curve in values.items():
+        part, _, quantity = str(name).partition("_")
+        panel = panels.setdefault(quantity if part in _PARTS else str(name), [])
+        if not is_array(curve):
+            curve = [x.value if isinstance(x, Variable) else x for x in curve]
+        panel.append((part, np.array(jax.device_get(curve), float).ravel()))
     figure, axes = _panels(len(panels), "nnx.plot.history", "values", width=4.5)
-    for axis, (quantity, names) in zip(axes, panels.items(), strict=True):
-        for name in names:
-            curve = curves[name]
+    for axis, (quantity, curves) in zip(axes, panels.items(), strict=True):
+        for part, curve in curves:
             points = np.arange(len(curve)) if x is None else np.asarray(x)
             is_there = ~np.isnan(curve)
             marker = "." if is_there.sum() < 30 else None
-            label = name.partition("_")[0] if len(names) > 1 else None
+            label = part if len(curves) > 1 else None
             axis.plot(points[is_there], curve[is_there], marker=marker, label=label)
         axis.set(title=quantity, xlabel=x_label, yscale="log" if log else "linear")
         axis.grid(alpha=0.3)
-        if len(names) > 1:
+        if len(curves) > 1:
             axis.legend()
     return figure
 
 
 def parameters(model: Any, only: Filter = Param, *, bins: int = 50) -> "Figure":
-    """Histograms of a model's Variables, one for each, with mean and deviation.
+    """Histograms of a model's Variables, one for each, with mean, deviation and range.
 
     Args:
       model: a Module, or anything else with Variables in it.
@@ -105,182 +100,98 @@ def parameters(model: Any, only: Filter = Param, *, bins: int = 50) -> "Figure":
       ['bias float32[30]', 'kernel float32[20,30]']
     """
     found = [
-        (format_path(path), x)
+        (f"{format_path(path)} {type_of(x)}", *statistics(x))
         for path, variable in variables_of(model, only)
         for x in jax.tree.leaves(variable.raw_value)
         if is_array(x) and jnp.issubdtype(x.dtype, jnp.number) and x.size
     ]
     figure, axes = _panels(len(found), "nnx.plot.parameters", "Variables", width=3.2)
-    for axis, (path, array) in zip(axes, found, strict=True):
-        numbers = _numbers(array)
-        if np.iscomplexobj(numbers):
-            numbers = np.abs(numbers)
-        finite = numbers[np.isfinite(numbers)]
-        axis.hist(finite, bins=bins)
-        note = f"{finite.mean():.3g} ± {finite.std():.3g}" if finite.size else ""
-        if finite.size < numbers.size:
-            note += f"\n{numbers.size - finite.size:,} NaN or inf"
-        axis.set_title(f"{path} {type_of(array)}", fontsize="small")
-        axis.set_xlabel(note, fontsize="small")
+    for axis, (title, numbers, texts) in zip(axes, found, strict=True):
+        axis.hist(numbers, bins=bins)
+        axis.set_title(title, fontsize="small")
+        axis.set_xlabel("\n".join(texts), fontsize="small")
         axis.tick_params(labelsize="small")
         axis.set_yticks([])
     return figure
 
 
-def _numbers(values: Any) -> np.ndarray[Any, Any]:
-    if isinstance(values, list):
-        values = [x.value if isinstance(x, Variable) else x for x in values]
-    array = np.asarray(jax.device_get(values)).ravel()
-    return array.astype(np.result_type(array.dtype, np.float32))
-
-
-@functools.cache
-def _chart_class() -> Any:
-    """The class of our figures: matplotlib's, which notebooks show without pyplot."""
-    from matplotlib.figure import Figure
-
-    class Chart(Figure):
-        def __init__(self) -> None:
-            super().__init__(layout="constrained")
-
-        def _repr_png_(self) -> bytes:
-            file = io.BytesIO()
-            self.savefig(file, format="png")
-            return file.getvalue()
-
-    return Chart
-
-
-def _panels(count: int, caller: str, what: str, width: float) -> tuple["Figure", Any]:
-    try:
-        figure = _chart_class()()
-    except ImportError:
-        raise ImportError(
-            f"{caller} needs the package matplotlib: pip install 'nnxlite[notebooks]'"
-        ) from None
-    if count == 0:
-        raise ValueError(f"{caller}: there are no {what} to draw")
-    columns = min(count, int(10 / width))
-    rows = -(-count // columns)
-    figure.set_size_inches(width * columns, 0.7 * width * rows)
-    return figure, [figure.add_subplot(rows, columns, n + 1) for n in range(count)]
-
-
-class Drawing(str):
-    """SVG text; notebooks show it as a picture."""
-
-    def __repr__(self) -> str:
-        return f"<a drawing, {len(self):,} characters of SVG>"
-
-    def _repr_svg_(self) -> str:
-        return str(self)
-
-
-def graph(model: Any, *, depth: int | None = None) -> Drawing:
-    """The object graph of a model, as SVG.
+def graph(model: Any, *, depth: int | None = None) -> "Figure":
+    """The object graph of a model.
 
     A box for each object, and an arrow from each further place in which it stands.
+    Notebooks show it as SVG, which `figure.savefig('model.svg')` writes.
 
     Args:
       model: a Module, or anything else with Modules or Variables in it.
       depth: how many levels below the model are drawn; all if None.
 
-    Returns:
-      A text: `pathlib.Path('model.svg').write_text(nnx.plot.graph(model))`.
-
     Raises:
+      ImportError: if the package matplotlib is missing.
       ValueError: for a negative depth.
 
     Example:
       >>> import nnxlite as nnx
-      >>> model = nnx.Dict(a=nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+      >>> model = nnx.Dict(a=nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
       >>> model['b'] = model['a']
-      >>> picture = nnx.plot.graph(model)  # Dict, a, its kernel and bias, b
-      >>> picture.count('class="box"'), picture.count('class="arrow"')
-      (5, 1)
+      >>> [text.get_text() for text in nnx.plot.graph(model, depth=1).axes[0].texts]
+      ['Dict', '2 (12 B)', 'a Dropout', '2 (12 B)', 'b Dropout', 'the same as a', '']
     """
     if depth is not None and depth < 0:
         raise ValueError(f"nnx.plot.graph: depth must not be negative, and is {depth}")
-    rows: list[_Row] = []
-    _collect(outline(model), -1, 0, depth, rows)
-    places: dict[Any, int] = {row.item.path: n for n, row in enumerate(rows)}
-    drawn = [row.drawn(number) for number, row in enumerate(rows)]
-    edge = max(row.right for row in rows)
-    for number, row in enumerate(rows):
-        middle, first = (number + 0.5) * _LINE, row.item.first
-        if row.parent >= 0:
-            left, top = (row.level - 0.6) * _STEP, (row.parent + 1) * _LINE - 3
-            line = f"M{left} {top}V{middle}H{row.level * _STEP}"
-            drawn.append(f'<path d="{line}" stroke="#999" fill="none"/>')
-        if first in places:
-            edge, target = edge + 12, places[first]
-            line = f"M{row.right} {middle}H{edge}V{(target + 0.5) * _LINE}"
-            drawn.append(
-                f'<path class="arrow" d="{line}H{rows[target].right}" fill="none" '
-                f'stroke="hsl({137 * number % 360} 70% 40%)" marker-end="url(#tip)"/>'
+    figure = _chart("nnx.plot.graph", "svg")
+    axis = figure.add_axes((0, 0, 1, 1))
+    boxes = list(_boxes(outline(model), 0, depth))
+    rows = {box.item.path: row for row, box in enumerate(boxes)}
+    edge, last = max(box.end for box in boxes), {}  # and the last row of each level
+    style: Any = {"family": "monospace", "size": 9, "va": "center_baseline"}
+    style["parse_math"] = False
+    for row, (item, level, name, note) in enumerate(boxes):
+        left, last[level] = 4 * level, row
+        colours = {"facecolor": colour_of(item.value), "edgecolor": "#999"}
+        frame = {"boxstyle": "round,pad=0.25", "linewidth": 0.8, **colours}
+        axis.text(left, row, name, bbox=frame, **style)
+        axis.text(left + len(name) + 1.2, row, note, color="#707070", **style)
+        if level:
+            corner = [left - 3, left - 3, left - 0.5], [last[level - 1] + 0.4, row, row]
+            axis.plot(*corner, color="#999", linewidth=0.8, zorder=0)
+        if item.first in rows:
+            edge, first = edge + 1.5, rows[item.first]
+            look = {"color": f"C{row}", "linewidth": 1}
+            axis.plot([boxes[row].end, edge, edge], [row, row, first], **look)
+            arrow = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, **look}
+            axis.annotate(
+                "", (boxes[first].end, first), (edge, first), arrowprops=arrow
             )
-    width, height = edge + 24, len(rows) * _LINE + 8
-    return Drawing(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 -4 {width} {height}" '
-        f'width="{width}" height="{height}" font-family="monospace" font-size="12">'
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" '
-        'markerHeight="8" orient="auto"><path d="M0 0L8 4L0 8z"/></marker></defs>'
-        f'<rect x="-8" y="-4" width="100%" height="100%" fill="white"/>{"".join(drawn)}'
-        "</svg>"
-    )
+    axis.set(xlim=(-1, edge + 1), ylim=(len(boxes) - 0.4, -0.6))
+    axis.axis("off")
+    figure.set_size_inches((edge + 2) * _CHARACTER, len(boxes) * _LINE)
+    return figure
 
 
-class _Row(NamedTuple):
-    """An object on a line of a picture, below the row number `parent`."""
+class _Box(NamedTuple):
+    """An object on a row of a picture, so many levels below the whole."""
 
     item: Outline
-    parent: int
     level: int
+    name: str
+    note: str
 
     @property
-    def name(self) -> str:
-        item = self.item
-        label = item.label.rstrip("=: ") or str(item.path[-1] if item.path else "")
-        return f"{label} {type(item.value).__name__}".strip()
-
-    @property
-    def note(self) -> str:
-        value = self.item.value
-        if isinstance(value, Variable) and self.item.first is None:
-            frozen = "frozen, " if value._metadata.is_frozen else ""
-            return frozen + type_of(value.raw_value)
-        return self.item.comment
-
-    @property
-    def width(self) -> int:
-        return int(_CHARACTER * len(self.name)) + 12
-
-    @property
-    def right(self) -> int:
-        note = int(_CHARACTER * len(self.note)) + 14
-        return self.level * _STEP + self.width + note
-
-    def drawn(self, number: int) -> str:
-        left, middle = self.level * _STEP, int((number + 0.5) * _LINE)
-        return (
-            f'<rect class="box" x="{left}" y="{middle - 10}" width="{self.width}" '
-            f'height="20" rx="4" fill="{colour_of(self.item.value)}" stroke="#999"/>'
-            f'<text x="{left + 6}" y="{middle + 4}">{html.escape(self.name)}</text>'
-            f'<text x="{left + self.width + 8}" y="{middle + 4}" fill="#707070">'
-            f"{html.escape(self.note)}</text>"
-        )
+    def end(self) -> int:
+        """Where its text ends, in characters."""
+        return 4 * self.level + len(self.name) + len(self.note) + 2
 
 
-def _collect(
-    item: Outline, parent: int, level: int, depth: int | None, rows: list[_Row]
-) -> None:
-    """Adds an object and those below it."""
-    rows.append(_Row(item, parent, level))
-    number = len(rows) - 1
+def _boxes(item: Outline, level: int, depth: int | None) -> Iterator[_Box]:
+    """An object and those below it."""
+    value, note = item.value, item.comment
+    if isinstance(value, Variable) and item.first is None:
+        note = "frozen, " * value._metadata.is_frozen + type_of(value.raw_value)
+    label = item.label.rstrip("=: ") or str(item.path[-1] if item.path else "")
+    yield _Box(item, level, f"{label} {type(value).__name__}".strip(), note)
     if depth is None or level < depth:
-        for part in in_runs(item.parts):
-            if _is_drawn(part):
-                _collect(part, number, level + 1, depth, rows)
+        for part in filter(_is_drawn, in_runs(item.parts)):
+            yield from _boxes(part, level + 1, depth)
 
 
 def _is_drawn(item: Outline) -> bool:
@@ -288,3 +199,36 @@ def _is_drawn(item: Outline) -> bool:
     is_object = isinstance(value, (Pytree, Variable)) or is_array(value)
     is_container = isinstance(value, (list, dict, tuple))
     return is_object and not is_container or any(map(_is_drawn, item.parts))
+
+
+def _chart(caller: str, form: str) -> "Figure":
+    """A figure that notebooks show in the given format, without pyplot."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError(
+            f"{caller} needs the package matplotlib: pip install 'nnxlite[notebooks]'"
+        ) from None
+    figure = Figure()
+    setattr(figure, f"_repr_{form}_", functools.partial(_shown, figure, form))
+    return figure
+
+
+def _shown(figure: "Figure", form: str) -> bytes | str:
+    from matplotlib import rc_context
+
+    file = io.BytesIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "nnxlite"}):
+        figure.savefig(file, format=form, metadata={"Date": None})
+    return file.getvalue().decode() if form == "svg" else file.getvalue()
+
+
+def _panels(count: int, caller: str, what: str, width: float) -> tuple["Figure", Any]:
+    figure = _chart(caller, "png")
+    if count == 0:
+        raise ValueError(f"{caller}: there are no {what} to draw")
+    figure.set_layout_engine("constrained")
+    columns = min(count, int(10 / width))
+    rows = -(-count // columns)
+    figure.set_size_inches(width * columns, 0.7 * width * rows)
+    return figure, [figure.add_subplot(rows, columns, n + 1) for n in range(count)]

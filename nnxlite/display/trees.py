@@ -3,16 +3,15 @@
 What is told is the outline that `repr` prints too; treescope adds arrays' pictures.
 """
 
+import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from ..core.arrays import is_array, type_of
+from ..core.arrays import is_array, summary_of
 from ..core.kinds import BatchStat, Cache, Intermediate, Param, Perturbation
 from ..core.module import Pytree
 from ..core.paths import format_path
@@ -21,8 +20,8 @@ from ..core.rngs import RngState
 from ..core.state import State
 from ..core.variable import Variable
 
-_MOST = 10_000_000  # elements of an array whose statistics are shown
 _LINES = 40  # that are shown before anything is unfolded
+_PLAIN = (int, float, str, type(None))
 _COLOURS = (  # of kinds of Variables, the first that fits
     (Param, "#a6c8ff"),
     (BatchStat, "#a8dfb1"),
@@ -81,32 +80,20 @@ def _is_notebook() -> bool:
 
 def _render(self: Any, path: str | None, subtree_renderer: Callable[..., Any]) -> Any:
     """What treescope calls."""
-    from treescope import type_registries
+    from treescope import rendering_parts, type_registries
 
     for kind in _KINDS:  # we say ourselves what is shared
         type_registries.IMMUTABLE_TYPES_REGISTRY[kind] = True
-    whole = outline(self)
-    colours: dict[int, str] = {}
-    for item in _items(whole):
-        if item.first is not None:
-            hue = 137 * len(colours) % 360  # far apart, however many there are
-            colours.setdefault(id(item.value), f"hsl({hue}deg 70% 45%)")
-    return _Picture(path, subtree_renderer, colours).of(whole, _open_levels(whole))
-
-
-def _items(item: Outline) -> Iterator[Outline]:
-    yield item
-    for part in item.parts:
-        yield from _items(part)
-
-
-def _open_levels(whole: Outline) -> int:
-    """How many levels are shown unfolded, so that it is not too long."""
-    level, lines, count = [whole], 1, 0
-    while level and lines + sum(len(item.parts) for item in level) <= _LINES:
-        level = [part for item in level for part in item.parts]
-        lines, count = lines + len(level), count + 1
-    return max(count, 1)
+    levels = [[outline(self)]]
+    while below := [part for item in levels[-1] for part in item.parts]:
+        levels.append(below)
+    lines = itertools.accumulate(map(len, levels))
+    opened = sum(count <= _LINES for count in lines) - 1
+    items = itertools.chain(*levels)
+    shared = dict.fromkeys(id(x.value) for x in items if x.first is not None)
+    hues = {key: 137 * number % 360 for number, key in enumerate(shared)}  # far apart
+    picture = _Picture(path, subtree_renderer, hues, rendering_parts)
+    return picture.of(levels[0][0], max(opened, 1))
 
 
 class _Picture(NamedTuple):
@@ -115,115 +102,64 @@ class _Picture(NamedTuple):
     Attributes:
       path: of the whole, in treescope's spelling; None without paths.
       subtree: draws a value that is not ours.
-      colours: of the lines below what stands in several places, by id.
+      hues: of the lines below what stands in several places, by id, in degrees.
+      render: treescope's parts of pictures.
     """
 
     path: str | None
     subtree: Callable[..., Any]
-    colours: Mapping[int, str]
+    hues: Mapping[int, int]
+    render: Any
 
     def of(self, item: Outline, levels: int) -> Any:
         """A value with what is below it; so many levels are unfolded."""
-        from treescope import rendering_parts as render
-
-        value, path = item.value, self.path
+        render, value, path = self.render, item.value, self.path
         if path is not None:  # in treescope, paths begin with a dot or a bracket
             path += format_path(item.path, root="_")[1:]
+        ends, comment = (item.head, item.tail), item.comment
+        below = [(part.label, self.of(part, levels - 1)) for part in item.parts]
         if item.first is not None:
-            head = self.styled(f"{type(value).__name__}(", value)
-            tail = self.styled(")", value)
-            line = render.siblings(head, _comment(item.comment), tail)
-            return render.build_one_line_tree_node(line, path)
-        if isinstance(value, Variable):
-            array, metadata = value.raw_value, value._metadata
-            frozen = "frozen, " if metadata.is_frozen else ""
-            summary = render.text(frozen + describe(array))
-            inner = None if path is None else f"{path}.raw_value"
-            below = [("value=", self.subtree(array, path=inner))]
-            below += [(f"{name}=", self.subtree(x)) for name, x in metadata.items()]
             ends = f"{type(value).__name__}(", ")"
-            return self.foldable(value, path, ends, summary, below, not item.path)
-        if item.parts:
-            summary = _comment(item.comment or "...")
-            below = [(part.label, self.of(part, levels - 1)) for part in item.parts]
-            ends = item.head, item.tail
-            return self.foldable(value, path, ends, summary, below, levels > 0)
-        if is_array(value) or isinstance(value, (int, float, str, type(None))):
+        elif isinstance(value, Variable):
+            ends, metadata = (f"{type(value).__name__}(", ")"), value._metadata
+            comment = "frozen, " * metadata.is_frozen + summary_of(value.raw_value)
+            inner = None if path is None else f"{path}.raw_value"
+            below = [("value=", self.subtree(value.raw_value, path=inner))]
+            below += [(f"{name}=", self.subtree(x)) for name, x in metadata.items()]
+            levels = 0 if item.path else 1
+        elif not below and (is_array(value) or isinstance(value, _PLAIN)):
             return self.subtree(value, path=path)
-        return render.build_one_line_tree_node(item.head + item.tail, path)
-
-    def foldable(
-        self,
-        value: Any,
-        path: str | None,
-        ends: tuple[str, str],
-        summary: Any,
-        below: Sequence[tuple[str, Any]],
-        is_open: bool,
-    ) -> Any:
-        from treescope import rendering_parts as render
-
-        head, tail = (self.styled(x, value) for x in ends)
+        head, tail = (self.styled(text, value) for text in ends)
+        comment = comment or "..." * bool(below)
+        note = render.custom_text_color(render.text(comment), "#707070")
+        if not below:
+            line = render.siblings(head, note, tail)
+            return render.build_one_line_tree_node(line, path)
         children = [render.siblings_with_annotations(*pair) for pair in below]
         unfolded = render.indented_children(children, comma_separated=True)
-        inner = render.fold_condition(summary, render.siblings("  ", summary, unfolded))
-        states = render.ExpandState
-        state = states.WEAKLY_EXPANDED if is_open else states.COLLAPSED
-        contents = render.siblings(inner, tail)
-        return render.build_custom_foldable_tree_node(contents, path, head, state)
+        inner = render.fold_condition(note, render.siblings("  ", note, unfolded))
+        whole, states = render.siblings(inner, tail), render.ExpandState
+        state = states.WEAKLY_EXPANDED if levels > 0 else states.COLLAPSED
+        return render.build_custom_foldable_tree_node(whole, path, head, state)
 
     def styled(self, text: str, value: Any) -> Any:
         """A class, coloured by kind, underlined where it stands in several places."""
-        from treescope import rendering_parts as render
-
         style = f"background: {colour_of(value)}; border-radius: 3px"
-        if not isinstance(value, Variable):
+        if isinstance(value, (Pytree, State)):
             style += "; font-weight: bold"
-        elif value._metadata.is_frozen:
+        if isinstance(value, Variable) and value._metadata.is_frozen:
             style += "; border: 1px dashed #707070"
-        if id(value) in self.colours:
-            style += f"; border-bottom: 3px solid {self.colours[id(value)]}"
-        return render.custom_style(render.text(text), style)
-
-
-def _comment(text: str) -> Any:
-    from treescope import rendering_parts as render
-
-    return render.custom_text_color(render.text(text), "#707070")
+        if id(value) in self.hues:
+            hue = self.hues[id(value)]
+            style += f"; border-bottom: 3px solid hsl({hue}deg 70% 45%)"
+        return self.render.custom_style(self.render.text(text), style)
 
 
 def colour_of(value: Any) -> str:
-    """The colour of a Variable by its kind, of anything else transparent; in CSS."""
+    """The colour of a Variable by its kind, of anything else none; in CSS."""
     if not isinstance(value, Variable):
-        return "transparent"
+        return "none"
     return next((x for kind, x in _COLOURS if isinstance(value, kind)), "#d9d9d9")
-
-
-def describe(value: Any) -> str:
-    """An array in a line: type, shape, statistics, and sharding where there is one."""
-    text = type_of(value)
-    if not is_array(value):
-        return text
-    if isinstance(value, (Tracer, jax.ShapeDtypeStruct)) or value.size == 0:
-        return text
-    if value.ndim == 0 and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        return f"{text} {np.asarray(value)[()]:.6g}"
-    sharding = getattr(value, "sharding", None)
-    if sharding is not None and len(sharding.device_set) > 1:
-        text += f" {getattr(sharding, 'spec', sharding)}"
-    if not jnp.issubdtype(value.dtype, jnp.inexact) or value.size > _MOST:
-        return text
-    numbers = np.asarray(value)
-    numbers = numbers.astype(np.result_type(numbers.dtype, np.float32))
-    finite = numbers[np.isfinite(numbers)]
-    if finite.size:
-        low, high = np.abs(finite).min(), np.abs(finite).max()
-        if not np.iscomplexobj(finite):
-            low, high = finite.min(), finite.max()
-        text += f" {finite.mean():.3g} ± {finite.std():.3g}, {low:.3g} to {high:.3g}"
-    if finite.size < numbers.size:
-        text += f", {numbers.size - finite.size:,} NaN or inf"
-    return text
 
 
 _KINDS = (Pytree, Variable, State)
