@@ -58,92 +58,99 @@ def update(
       >>> model.bias.sum().item()
       3.0
     """
-    writes: list[Callable[[], None]] = []
-    problems: list[str] = []
+    plan = _Update(strict)
     for part in (state, *states):
-        _plan_update(node, part, (), writes, problems, strict)
-    if problems:
+        plan.add(node, part, ())
+    if plan.problems:
         raise ValueError(
-            f"the State does not fit {type(node).__name__}: " + "; ".join(problems[:20])
+            f"the State does not fit {type(node).__name__}: "
+            + "; ".join(plan.problems[:20])
         )
-    for write in writes:
+    for write in plan.writes:
         write()
 
 
-def _plan_update(
-    target: Any,
-    given: Any,
-    path: Path,
-    writes: list[Callable[[], None]],
-    problems: list[str],
-    strict: bool,
-) -> None:
-    where = format_path(path)
-    if isinstance(target, Variable):
+class _Update:
+    """What an update writes, if it has no problems.
+
+    Args:
+      strict: see `update`.
+    """
+
+    def __init__(self, strict: bool):
+        self.strict = strict
+        self.writes: list[Callable[[], None]] = []
+        self.problems: list[str] = []
+
+    def add(self, target: Any, given: Any, path: Path) -> None:
+        """Plans what a State, or a leaf, writes to what is at a path."""
+        if isinstance(target, Variable):
+            self._add_value(target, given, path)
+        elif isinstance(given, Mapping):
+            children = children_of(target)
+            for key, value in given.items():
+                self._add_child(target, children, key, value, (*path, key))
+        elif isinstance(given, Pytree):
+            self._refuse(path, "gets a model: pass its State, nnx.state(other)")
+        else:
+            kind, leaf = type(target).__name__, type(given).__name__
+            self._refuse(path, f"is a {kind}, but the State has a leaf there, a {leaf}")
+
+    def _add_value(self, target: Variable[Any], given: Any, path: Path) -> None:
         if target is given:
             return
-        if problem := _problem(target, given, strict):
-            problems.append(f"{where} {problem}")
+        if problem := self._problem(target, given):
+            self._refuse(path, problem)
         elif isinstance(given, Variable):
-            writes.append(lambda: target.update_from_state(given))
+            self.writes.append(lambda: target.update_from_state(given))
         else:
             plain = to_plain(given)
-            writes.append(lambda: setattr(target, "raw_value", plain))
-        return
-    if not isinstance(given, Mapping):
-        if isinstance(given, Pytree):
-            problems.append(f"{where} gets a model: pass its State, nnx.state(other)")
-            return
-        problems.append(
-            f"{where} is a {type(target).__name__}, but the State has a leaf there, a "
-            f"{type(given).__name__}"
-        )
-        return
-    children = children_of(target)
-    for key in given:
-        value, here = given[key], (*path, key)
+            self.writes.append(lambda: setattr(target, "raw_value", plain))
+
+    def _add_child(
+        self, target: Any, children: Mapping[Key, Any], key: Key, value: Any, path: Path
+    ) -> None:
+        is_node = isinstance(target, Pytree)
         if key not in children:
-            if strict or not isinstance(target, Pytree):
-                known = [repr(k) for k, x in children.items() if is_data(x)]
-                advice = "strict=False adds it"
-                if str(key).isdecimal() and int(key) in children:
-                    advice = "nnx.restore_int_paths makes ints of such keys"
-                problems.append(
-                    f"{format_path(here)} is unknown (there are "
-                    f"{', '.join(known[:8])}; {advice})"
-                )
-            else:
-                writes.append(lambda k=key, v=value: set_child(target, k, v))
-        elif isinstance(value, Mapping) or isinstance(children[key], Variable):
-            _plan_update(children[key], value, here, writes, problems, strict)
-        elif isinstance(children[key], Pytree) or not isinstance(target, Pytree):
-            _plan_update(children[key], value, here, writes, problems, strict)
+            if is_node and not self.strict:
+                self.writes.append(lambda: set_child(target, key, value))
+                return
+            known = [repr(k) for k, x in children.items() if is_data(x)]
+            advice = "strict=False adds it"
+            if str(key).isdecimal() and int(key) in children:
+                advice = "nnx.restore_int_paths makes ints of such keys"
+            there = ", ".join(known[:8])
+            self._refuse(path, f"is unknown (there are {there}; {advice})")
+        elif (
+            not is_node
+            or isinstance(value, Mapping)
+            or isinstance(children[key], (Variable, Pytree))
+        ):
+            self.add(children[key], value, path)
         else:
             value = value.raw_value if isinstance(value, Variable) else value
-            problem = misfit(children[key], value) if strict else None
+            problem = misfit(children[key], value) if self.strict else None
             if problem:
-                problems.append(f"{format_path(here)} {problem}")
+                self._refuse(path, problem)
             else:
-                writes.append(lambda k=key, v=value: set_child(target, k, v))
+                self.writes.append(lambda: set_child(target, key, value))
 
-
-def _problem(target: Variable[Any], given: Any, strict: bool) -> str | None:
-    """Why a Variable cannot take what is given."""
-    if not isinstance(given, Variable):
+    def _problem(self, target: Variable[Any], given: Any) -> str | None:
+        """Why a Variable cannot take what is given."""
+        is_variable = isinstance(given, Variable)
+        if is_variable and _shows(given) != _shows(target):
+            return (
+                "shows a function of what it stores (see nnx.parametrize), and not the "
+                "same in both: nnx.unparametrize makes it plain"
+            )
         if target._metadata.is_frozen:
-            return _FROZEN
-        return misfit(target.raw_value, given) if strict else None
-    if _shows(given) != _shows(target):
-        return (
-            "shows a function of what it stores (see nnx.parametrize), and not the "
-            "same in both: nnx.unparametrize makes it plain"
-        )
-    if target._metadata.is_frozen and not given._metadata.is_frozen:
-        return _FROZEN
-    return misfit(target.raw_value, given.raw_value) if strict else None
+            if not is_variable or not given._metadata.is_frozen:
+                return "is frozen (nnx.unfreeze lets it be written)"
+        value = given.raw_value if is_variable else given
+        return misfit(target.raw_value, value) if self.strict else None
 
-
-_FROZEN = "is frozen (nnx.unfreeze lets it be written)"
+    def _refuse(self, path: Path, problem: str) -> None:
+        self.problems.append(f"{format_path(path)} {problem}")
 
 
 def _shows(variable: Variable[Any]) -> Any:

@@ -66,7 +66,7 @@ def attention(
     def along_logits(x: Array | None, name: str) -> Array | None:
         if x is None:
             return None
-        _check_broadcasts(x, shape, name)
+        check_broadcasts(x, shape, name)
         x = x.reshape((1,) * (len(shape) - x.ndim) + x.shape)
         return flat(jnp.broadcast_to(x, (*batch, *x.shape[-3:])))
 
@@ -128,13 +128,13 @@ def attention_weights(
     key = _for_each_head(key, query.shape[-2])
     logits = jnp.einsum("...qhd,...khd->...hqk", query, key, precision=precision)
     if bias is not None:
-        _check_broadcasts(bias, shape, "bias")
+        check_broadcasts(bias, shape, "bias")
         logits = logits + bias
     seen = [jnp.asarray(mask, bool)] if mask is not None else []
     if is_causal:
         seen.append(jnp.tri(*shape[-2:], dtype=bool))
     for part in seen:
-        _check_broadcasts(part, shape, "mask")
+        check_broadcasts(part, shape, "mask")
         logits = jnp.where(part, logits, jnp.finfo(logits.dtype).min)
     weights = jax.nn.softmax(logits).astype(query.dtype)
     if dropout_key is None or dropout_rate == 0:
@@ -196,7 +196,8 @@ def _check_shapes(query: Array, key: Array, value: Array) -> None:
         )
 
 
-def _check_broadcasts(x: Array, shape: tuple[int, ...], name: str) -> None:
+def check_broadcasts(x: Array, shape: tuple[int, ...], name: str) -> None:
+    """Raises a ValueError for a mask or bias that does not fit the weights' shape."""
     wanted = shape[len(shape) - x.ndim :]
     if x.ndim > len(shape) or any(
         n not in (1, m) for n, m in zip(x.shape, wanted, strict=True)

@@ -14,7 +14,7 @@ from ..core.kinds import Cache
 from ..core.metadata import NO_METADATA
 from ..core.rngs import Rngs, RngStream
 from ..functional import initializers
-from ..functional.attention import combine_masks
+from ..functional.attention import check_broadcasts
 from ..functional.dtypes import PromoteDtype
 from ..functional.positions import rotary_embedding
 from .dot_product import dot_product_attention
@@ -45,8 +45,8 @@ class MultiHeadAttention(Layer):
         out_bias_init: likewise.
         use_bias: whether the projections have biases.
         attention_fn: used in place of `nnx.dot_product_attention`.
-        decode: whether a call takes one position, and looks back with a cache; see
-            `init_cache`.
+        decode: whether a call takes the next positions, one or several, and looks back
+            with a cache; see `init_cache`.
         normalize_qk: whether queries and keys go through a LayerNorm
             (https://arxiv.org/abs/2302.05442).
         qkv_promote_dtype, out_promote_dtype, ln_promote_dtype: `promote_dtype` of the
@@ -291,12 +291,10 @@ class MultiHeadAttention(Layer):
         if self.rotary_base is not None:
             start = self.cache_index if decodes else None
             query, key = self._rotated(query, start), self._rotated(key, start)
-        if decodes:
-            key, value, seen = self._remembered(query, key, value)
-            mask = combine_masks(mask, jnp.broadcast_to(seen, _mask_shape(mask, seen)))
-            is_causal = False
         drops = self.dropout_rate > 0 and not mode(self, "deterministic", deterministic)
         try:
+            if decodes:
+                key, value, mask = self._remembered(query, key, value, mask)
             y = self.attention_fn(
                 query,
                 key,
@@ -309,7 +307,7 @@ class MultiHeadAttention(Layer):
                 dtype=self.dtype,
                 precision=self.precision,
                 module=self if sow_weights else None,
-                is_causal=is_causal,
+                is_causal=is_causal and not decodes,
             )
         except (TypeError, ValueError) as error:
             blame(error, self)
@@ -334,44 +332,52 @@ class MultiHeadAttention(Layer):
         return source.dropout() if isinstance(source, Rngs) else source()
 
     def _remembered(
-        self, query: Array, key: Array, value: Array
+        self, query: Array, key: Array, value: Array, mask: Array | None
     ) -> tuple[Array, Array, Array]:
-        """All keys and values so far, and a mask of them, with one position more."""
+        """All keys and values so far with the new ones, and a mask of them."""
         if (
             self.cached_key is None
             or self.cached_value is None
             or self.cache_index is None
         ):
             raise ValueError(
-                f"{name_of(self)}: the autoregressive cache is not initialized. Call "
-                "its init_cache((*batch, length, in_features)) first, or for a whole "
-                "model nnx.view(model, decode=True, batch_size=2, max_length=100)."
+                "the autoregressive cache is not initialized. Call its init_cache(("
+                "*batch, length, in_features)) first, or for a whole model nnx.view("
+                "model, decode=True, batch_size=2, max_length=100)."
             )
-        kept = self.cached_key.shape
-        wanted = (*kept[:-3], 1, *kept[-2:])
-        if key.shape != wanted or query.shape[-3] != 1:
+        kept, count = self.cached_key.shape, query.shape[-3]
+        batch, length = kept[:-3], kept[-3]
+        wanted = (*batch, count, *kept[-2:])
+        if key.shape != wanted or count > length:
             raise ValueError(
-                f"{name_of(self)}: Autoregressive cache shape error: decoding takes "
-                f"one position a call, keys of shape {wanted}; got {key.shape}."
+                f"Autoregressive cache shape error: a cache of shape {kept} takes a "
+                f"key for each query, {wanted}; got {key.shape}."
             )
         index = self.cache_index.value
-        if not isinstance(index, Tracer) and index >= kept[-3]:
+        if not isinstance(index, Tracer) and index + count > length:
             raise ValueError(
-                f"{name_of(self)}: the cache is full, with {kept[-3]} positions. "
-                "Make a longer one with its init_cache((*batch, length, features))."
+                f"the cache is full, with {length} positions, {index} of them taken, "
+                f"and {count} to come. Make a longer one with its init_cache(("
+                "*batch, length, features))."
             )
-        start = (0,) * (len(kept) - 3) + (index, 0, 0)
+        seen = jnp.arange(length) <= index + jnp.arange(count)[:, None]
+        if mask is not None:
+            mask = jnp.asarray(mask)
+            check_broadcasts(mask, (*batch, self.num_heads, count, length), "mask")
+            seen = jnp.logical_and(mask, seen)
+        start = (0,) * len(batch) + (index, 0, 0)
         for cache, new in ((self.cached_key, key), (self.cached_value, value)):
-            new = jnp.where(index < kept[-3], new, jnp.nan).astype(cache.dtype)
+            new = jnp.where(index + count <= length, new, jnp.nan).astype(cache.dtype)
             cache.value = lax.dynamic_update_slice(cache.value, new, start)
-        self.cache_index.value = index + 1
-        seen = jnp.arange(kept[-3]) <= index
+        self.cache_index.value = index + count
         return self.cached_key.value, self.cached_value.value, seen
 
     def init_cache(
         self, input_shape: Sequence[int], dtype: DTypeLike = jnp.float32
     ) -> None:
-        """Makes an empty cache, for decoding one position at a time.
+        """Makes an empty cache, for decoding: each call takes the next positions.
+
+        A prompt can come in one call, and what follows one position at a time.
 
         Args:
             input_shape: `(*batch, length, in_features)`: of all positions together.
@@ -381,8 +387,10 @@ class MultiHeadAttention(Layer):
             >>> import jax.numpy as jnp, nnxlite as nnx
             >>> layer = nnx.MultiHeadAttention(2, 4, decode=True, rngs=nnx.Rngs(0))
             >>> layer.init_cache((3, 10, 4))
-            >>> layer(jnp.ones((3, 1, 4))).shape, layer.cache_index.item()
-            ((3, 1, 4), 1)
+            >>> layer(jnp.ones((3, 6, 4))).shape, layer(jnp.ones((3, 1, 4))).shape
+            ((3, 6, 4), (3, 1, 4))
+            >>> layer.cache_index.item()
+            7
         """
         shape = (*input_shape[:-1], self.num_kv_heads, self.head_dim)
         self.cached_key = Cache(jnp.zeros(shape, dtype))
@@ -412,9 +420,3 @@ class MultiHeadAttention(Layer):
         if batch_size is not None and max_length is not None:
             batch = (batch_size,) if isinstance(batch_size, int) else batch_size
             self.init_cache((*batch, max_length, self.qkv_features))
-
-
-def _mask_shape(mask: Array | None, seen: Array) -> tuple[int, ...]:
-    """That of a mask of the keys that were seen, with as many axes as another mask."""
-    rank = 1 if mask is None else jnp.ndim(mask)
-    return (1,) * (rank - 1) + seen.shape

@@ -364,36 +364,29 @@ def value_and_grad(  # pyright: ignore[reportInconsistentOverload]
     wanted, is_single = _as_diff_states(argnums)
     function, own_args, own_kwargs = unbound(f)
     title = title_of("nnx.grad", f)
-    offset = len(own_args)
     parameters = positional_parameters(function)
 
     def differentiate(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = own_args + args, {**own_kwargs, **kwargs}
-        diffs = [
-            DiffState(_position(d.argnum, offset, len(args)), d.filter) for d in wanted
-        ]
+        diffs = [_counted(d, len(own_args), len(args)) for d in wanted]
         _check_different(diffs)
         needed = max(d.argnum for d in diffs)
-        lowest = min(d.argnum for d in diffs)
         while len(args) <= needed < len(parameters):
             if parameters[len(args)] not in kwargs:
                 break
             args = (*args, kwargs.pop(parameters[len(args)]))
-        if needed >= len(args) or lowest < 0:
+        if needed >= len(args) or min(d.argnum for d in diffs) < 0:
             raise TypeError(
-                f"{title} differentiates argument "
-                f"{max(d.argnum for d in wanted)}, but "
-                f"the call has {len(args) - offset} positional arguments"
+                f"{title} differentiates argument {max(d.argnum for d in wanted)}, but "
+                f"the call has {len(args) - len(own_args)} positional arguments"
             )
         primals = Primals(args, kwargs, diffs, allow_int)
 
         def run(values: Any) -> tuple[Any, Departure]:
             with Visit(title, plain=primals.plain) as visit:
                 result = current(function)(*primals.show(visit, values), **kwargs)
-                value, aux = (
-                    _value_and_aux(result, title) if has_aux else (result, None)
-                )
-                return value_of(value), visit.depart(aux)
+                pair = _value_and_aux(result, title) if has_aux else (result, None)
+                return value_of(pair[0]), visit.depart(pair[1])
 
         transformed = jax.value_and_grad(
             run, has_aux=True, holomorphic=holomorphic, allow_int=allow_int
@@ -407,8 +400,10 @@ def value_and_grad(  # pyright: ignore[reportInconsistentOverload]
     return functools.update_wrapper(differentiate, f, updated=())
 
 
-def _position(argnum: int, offset: int, count: int) -> int:
-    return argnum + offset if argnum >= 0 else count + argnum
+def _counted(diff: DiffState, offset: int, count: int) -> DiffState:
+    """The same, with the position among all arguments, of which `offset` are bound."""
+    start = offset if diff.argnum >= 0 else count
+    return DiffState(diff.argnum + start, diff.filter)
 
 
 def _shown(visit: Visit, part: _Differentiated, values: list[Any]) -> Any:

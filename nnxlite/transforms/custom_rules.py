@@ -81,12 +81,8 @@ class CustomVjp(Generic[P, R]):
         def forward(values: Any) -> tuple[list[Any], list[Any]]:
             with Visit(f"the forward rule of {title}", plain=primals.plain) as visit:
                 pair = fwd(*primals.show(visit, values), **kwargs)
-                if not isinstance(pair, tuple) or len(pair) != 2:
-                    raise TypeError(
-                        f"the forward rule of {title} must return a pair, the result "
-                        f"and residuals for the backward rule, not a "
-                        f"{type(pair).__name__}"
-                    )
+                what = f"the forward rule of {title} must return a pair, the result "
+                _check_count(what + "and residuals for the backward rule", pair, 2)
                 result, residuals = pair
                 walk = taken(residuals)
                 kept.append((walk.records, Packing(walk.values)))
@@ -99,12 +95,9 @@ class CustomVjp(Generic[P, R]):
             cotangent = _put(parting.record.walk, leaves)
             residual = _put(records, residual_packing.unpacked(residuals))
             tangents = bwd(*(args[n] for n in constant), residual, cotangent)
-            if not isinstance(tangents, tuple) or len(tangents) != len(numbers):
-                raise TypeError(
-                    f"the backward rule of {title} must return a tuple with a "
-                    f"cotangent for each of {len(numbers)} arguments, not "
-                    f"{_described(tangents)}"
-                )
+            what = f"the backward rule of {title} must return a tuple with a cotangent "
+            what += f"for each of {len(numbers)} arguments"
+            _check_count(what, tangents, len(numbers))
             names = [f"the cotangent of args[{n}]" for n in numbers]
             return (primals.tangents(tangents, names),)
 
@@ -115,10 +108,12 @@ class CustomVjp(Generic[P, R]):
         return apply((parting.record, [], arrays), plain=primals.plain)
 
 
-def _described(value: Any) -> str:
+def _check_count(what: str, value: Any, count: int) -> None:
     if isinstance(value, tuple):
-        return f"one of {len(value)}"
-    return f"a {type(value).__name__}"
+        if len(value) != count:
+            raise TypeError(f"{what}, not one of {len(value)}")
+    else:
+        raise TypeError(f"{what}, not a {type(value).__name__}")
 
 
 def _put(records: Any, leaves: Sequence[Any]) -> Any:

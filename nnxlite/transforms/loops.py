@@ -22,8 +22,9 @@ from .boundary import Visit
 from .carries import Loop
 from .compilation import compiled_at_top
 from .labels import METADATA, Entry, Exit, constants, given
-from .mapping import Streams, over_slices
+from .mapping import over_slices
 from .prefixes import Carry, StateLabels, label_of_keyword, labels_in, prefixes_of
+from .slice_streams import SliceStreams
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -226,7 +227,7 @@ def _scanned(static: Static, f: Any, args: Any, kwargs: Any) -> Any:
     if length is None:
         raise ValueError("nnx.scan needs a length, since no argument is sliced")
     loop = Loop("nnx.scan", args[place_in] if place_in is not None else None)
-    streams = Streams(split_rngs, entry, f)
+    streams = SliceStreams(split_rngs, entry, f)
     exits: list[Exit] = []
 
     def body(carry: Any, slices: Any) -> Any:

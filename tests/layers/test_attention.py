@@ -147,6 +147,38 @@ def test_google_flax_5591_decoding_equals_the_full_causal_pass(kv_heads, wrap):
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
+def test_a_prompt_in_one_call_equals_the_full_causal_pass(kv_heads):
+    layer = nnx.MultiHeadAttention(
+        4, 8, num_kv_heads=kv_heads, rotary_base=100.0, rngs=nnx.Rngs(0)
+    )
+    x = normal(2, 7, 8)
+    unpadded = jnp.arange(7) != 2
+    step = nnx.jit(lambda layer, x, mask: layer(x, decode=True, mask=mask))
+    for mask in (None, unpadded, unpadded[None, None, None]):
+        layer.init_cache(x.shape)
+        parts = [x[:, :4], x[:, 4:5], x[:, 5:]]
+        steps = [step(layer, part, mask) for part in parts]
+        expected = layer(x, is_causal=True, mask=None if mask is None else unpadded)
+        np.testing.assert_allclose(
+            jnp.concatenate(steps, 1)[:, 3:], expected[:, 3:], rtol=1e-5, atol=1e-5
+        )
+    with pytest.raises(ValueError, match=r"full, with 7 positions, 7 of them taken"):
+        layer(x[:, :2], decode=True)
+    layer.init_cache((2, 3, 8))
+    layer(x[:, :1], decode=True)
+    with pytest.raises(ValueError, match="full, with 3 positions, 1 of them .* 3 to"):
+        layer(x[:, :3], decode=True)
+    assert jnp.isnan(step(layer, x[:, :3], None)).all()
+    for wrong in (x[:1, :1], x):
+        with pytest.raises(ValueError, match="cache shape error"):
+            step(layer, wrong, None)
+    layer.init_cache((2, 3, 8))
+    with pytest.raises(ValueError, match=r"^MultiHeadAttention: The mask .*4, 1, 3"):
+        layer(x[:, :1], decode=True, mask=jnp.ones(4))
+    assert layer.cache_index.item() == 0
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
 def test_decoding_with_rotated_positions_equals_the_full_causal_pass(kv_heads):
     layer = nnx.MultiHeadAttention(
         4, 8, num_kv_heads=kv_heads, rotary_base=100.0, rngs=nnx.Rngs(0)
