@@ -1,5 +1,7 @@
 """What newcomers tried first, and the answers that they get."""
 
+from collections import deque
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +55,8 @@ def exchanged_head():
         (lambda: nnx.load(linear(), like=1), TypeError, "file comes first, nnx.load"),
         (lambda: nnx.freeze(linear(), "a"), ValueError, r"nnx.PathContains\('a'\)"),
         (lambda: nnx.freeze(linear(), nnx.Linear), ValueError, "filters see Variables"),
+        (lambda: nnx.Dict(a={linear()}), TypeError, "a set would hide its Linear from"),
+        (lambda: nnx.Dict(a=[deque([linear()])]), TypeError, "deque would hide its Li"),
         (swapped, TypeError, r"the model comes first: nnx.Optimizer\(model, tx\)"),
         (loss_for_gradients, ValueError, "is that the loss?"),
         (exchanged_head, ValueError, r"'b.bias' had the shape \(3,\).*has \(5,\)"),

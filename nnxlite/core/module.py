@@ -12,6 +12,7 @@ A node is also a JAX pytree. A pytree cannot say that two places hold one object
 flattening a node whose graph has sharing or cycles raises an error.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
@@ -350,6 +351,7 @@ def _check_static(value: Any, what: str) -> None:
 # Taking over plain lists and dicts
 
 _takers: dict[type, Callable[[Any], Any]] = {}
+_OPAQUE = (set, frozenset, collections.deque)  # containers that JAX does not look into
 
 
 def adopted(value: Any) -> Any:
@@ -367,6 +369,12 @@ def adopted(value: Any) -> Any:
             "container: assign the container with it, "
             f"`self.x = nnx.{value.mark}([...])`"
         )
+    elif kind in _OPAQUE:
+        if held := [x for x in value if isinstance(x, (Pytree, Variable))]:
+            raise TypeError(
+                f"a {kind.__name__} would hide its {type(held[0]).__name__} from the "
+                "model: assign a list or a dict of them"
+            )
     return value
 
 

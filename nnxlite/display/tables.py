@@ -4,9 +4,6 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-
-from ..core.arrays import is_array
 from ..core.filters import Filter, to_predicate
 from ..core.graph import variables_of
 from ..core.module import Module, iter_nodes
@@ -14,6 +11,7 @@ from ..core.paths import Path, format_path
 from ..core.reprs import totals
 from ..core.rngs import RngState
 from ..surgery.first_calls import described, first_calls
+from ..surgery.paths import size_of
 
 _WORDS = ("path", "type", "inputs", "outputs")  # columns that are no numbers
 
@@ -188,10 +186,8 @@ def _counts(node: Any) -> dict[str, int]:
     """By kind, how many numbers the Variables below a node hold."""
     counts: dict[str, int] = {}
     for _, variable in variables_of(node):
-        arrays = filter(is_array, jax.tree.leaves(variable.raw_value))
-        size = sum(array.size for array in arrays)
         is_random = isinstance(variable, RngState)
         kind = "RngState" if is_random else variable.type.__name__
         for name in [kind, *["frozen"] * variable._metadata.is_frozen]:
-            counts[name] = counts.get(name, 0) + size
+            counts[name] = counts.get(name, 0) + size_of(variable)
     return counts

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
-from ..core.arrays import is_array
+from ..core.arrays import is_dynamic
 from ..core.changes import misfit, set_child
 from ..core.filters import Filter, to_predicate
 from ..core.graph import variables_of
@@ -180,6 +181,12 @@ def named_modules(model: Any, only: Filter = ...) -> Iterator[tuple[str, Any]]:
     return ((dotted(p), node) for p, node in iter_nodes(model) if matches(p, node))
 
 
+def size_of(variable: Variable[Any]) -> int:
+    """How many numbers a Variable holds."""
+    leaves = jax.tree.leaves(variable.raw_value)
+    return sum(int(np.size(x)) for x in leaves if is_dynamic(x))
+
+
 def count_parameters(model: Any, only: Filter = Param) -> int:
     """How many numbers the parameters of a model hold; shared ones count once.
 
@@ -188,9 +195,4 @@ def count_parameters(model: Any, only: Filter = Param) -> int:
       >>> nnx.count_parameters(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
       9
     """
-    return sum(
-        x.size
-        for _, parameter in named_parameters(model, only)
-        for x in jax.tree.leaves(parameter.raw_value)
-        if is_array(x)
-    )
+    return sum(size_of(parameter) for _, parameter in named_parameters(model, only))

@@ -160,3 +160,9 @@ def test_operations_of_integer_inputs_and_objects():
     ).rows[0]
     assert row.inputs == "int32[3], Rngs, flip=True, scale=float32[]"
     assert 0 < row.flops < row.vjp_flops and int(rngs.default.count[...]) == 0
+
+
+def test_plain_numbers_count():
+    table = nnx.tabulate(nnx.Dict(a=nnx.Param(1.0), b=nnx.Param(jnp.ones(3))))
+    assert table.rows[0].counts == {"Param": 4}
+    assert nnx.count_parameters(nnx.Dict(a=nnx.Param(1.0))) == 1
