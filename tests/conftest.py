@@ -25,6 +25,7 @@ import os
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -72,6 +73,21 @@ def pytest_collection_modifyitems(
             item.add_marker(pytest.mark.parity)
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(skip_slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files with many tests first, as xdist does; each notebook is like a file."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    scheduler = importlib.import_module("xdist.scheduler")
+
+    class Scheduling(scheduler.LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return nodeid if "notebooks" in file else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="module", autouse=True)
