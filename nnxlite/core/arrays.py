@@ -75,7 +75,7 @@ def summary_of(value: Any) -> str:
 
 
 def statistics(array: Any) -> tuple[np.ndarray[Any, Any], list[str]]:
-    """The finite numbers of an array, of complex ones the moduli, and what they are."""
+    """The finite numbers of an array, of complex ones the moduli; and texts of them."""
     numbers = np.asarray(array)
     numbers = numbers.astype(np.result_type(numbers.dtype, np.float32)).ravel()
     finite = numbers[np.isfinite(numbers)]

@@ -47,7 +47,7 @@ def history(
 
     Raises:
       ImportError: if the package matplotlib is missing.
-      ValueError: if there is nothing to draw.
+      ValueError: if there is nothing to draw, or `x` has another length.
 
     Example:
       >>> import nnxlite as nnx
@@ -66,6 +66,9 @@ def history(
         if not is_array(curve):
             curve = [x.value if isinstance(x, Variable) else x for x in curve]
         panel.append((part, np.array(jax.device_get(curve), float).ravel()))
+        if x is not None and len(x) != panel[-1][1].size:
+            sizes = f"{panel[-1][1].size} values, and x {len(x)}"
+            raise ValueError(f"nnx.plot.history: {name!r} has {sizes}")
     figure, axes = _panels(len(panels), "nnx.plot.history", "values", width=4.5)
     for axis, (quantity, curves) in zip(axes, panels.items(), strict=True):
         for part, curve in curves:

@@ -52,6 +52,8 @@ def test_notebooks_show_figures_without_pyplot():
 def test_nothing_to_draw(model):
     with pytest.raises(ValueError, match="nnx.plot.history: there are no values"):
         nnx.plot.history([])
+    with pytest.raises(ValueError, match="'loss' has 3 values, and x 2"):
+        nnx.plot.history({"loss": [1, 2, 3]}, x=[1, 2])
     with pytest.raises(ValueError, match="nnx.plot.parameters: there are no Variables"):
         nnx.plot.parameters(model, nnx.Cache)
     with pytest.raises(ValueError, match="depth must not be negative, and is -1"):
