@@ -19,10 +19,11 @@ def sorted_keys(keys: Iterable[Key]) -> list[Key]:
     try:
         return sorted(keys)
     except TypeError:
-        return sorted(keys, key=_order)
+        return sorted(keys, key=order)
 
 
-def _order(key: Key) -> tuple[int, str, Any]:
+def order(key: Key) -> tuple[int, str, Any]:
+    """What keys of any types can be sorted by."""
     if isinstance(key, int):
         return (0, "", key)
     if isinstance(key, str):

@@ -47,7 +47,7 @@ def history(
 
     Raises:
       ImportError: if the package matplotlib is missing.
-      ValueError: if there is nothing to draw, or `x` has another length.
+      ValueError: if there is nothing to draw, or it is no scalar a step.
 
     Example:
       >>> import nnxlite as nnx
@@ -65,10 +65,11 @@ def history(
         panel = panels.setdefault(quantity if part in _PARTS else str(name), [])
         if not is_array(curve):
             curve = [x.value if isinstance(x, Variable) else x for x in curve]
-        panel.append((part, np.array(jax.device_get(curve), float).ravel()))
-        if x is not None and len(x) != panel[-1][1].size:
-            sizes = f"{panel[-1][1].size} values, and x {len(x)}"
-            raise ValueError(f"nnx.plot.history: {name!r} has {sizes}")
+        numbers = np.atleast_1d(np.array(jax.device_get(curve), float))
+        if numbers.size != (count := len(numbers if x is None else x)):
+            what = f"{name!r} has the shape {numbers.shape} for {count} steps"
+            raise ValueError(f"nnx.plot.history: {what}")
+        panel.append((part, numbers.ravel()))
     figure, axes = _panels(len(panels), "nnx.plot.history", "values", width=4.5)
     for axis, (quantity, curves) in zip(axes, panels.items(), strict=True):
         for part, curve in curves:
@@ -159,12 +160,11 @@ def graph(model: Any, *, depth: int | None = None) -> "Figure":
             axis.plot(*corner, color="#999", linewidth=0.8, zorder=0)
         if item.first in rows:
             edge, first = edge + 1.5, rows[item.first]
+            tip = boxes[first].end, first
             look = {"color": f"C{row}", "linewidth": 1}
             axis.plot([boxes[row].end, edge, edge], [row, row, first], **look)
             arrow = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, **look}
-            axis.annotate(
-                "", (boxes[first].end, first), (edge, first), arrowprops=arrow
-            )
+            axis.annotate("", tip, (edge, first), arrowprops=arrow)
     axis.set(xlim=(-1, edge + 1), ylim=(len(boxes) - 0.4, -0.6))
     axis.axis("off")
     figure.set_size_inches((edge + 2) * _CHARACTER, len(boxes) * _LINE)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ..core.filters import Filter, to_predicate
 from ..core.graph import variables_of
 from ..core.module import Module, iter_nodes
-from ..core.paths import Path, format_path
+from ..core.paths import Path, format_path, order
 from ..core.reprs import totals
 from ..core.rngs import RngState
 from ..surgery.first_calls import described, first_calls
@@ -139,7 +139,7 @@ def tabulate(
       **kwargs: what the method is called with.
 
     Raises:
-      ValueError: for a negative depth.
+      ValueError: for a negative depth, or if there is no Module.
 
     Example:
       >>> import jax, jax.numpy as jnp, nnxlite as nnx
@@ -159,6 +159,8 @@ def tabulate(
         for path, node in iter_nodes(model)
         if isinstance(node, Module) and (not path or not isinstance(node, (list, dict)))
     ]
+    if not modules:
+        raise ValueError(f"nnx.tabulate: no Module in a {type(model).__name__}")
     paths, rows = {path for path, _ in modules}, []
     matches, whole = to_predicate(only), _counts(model).get("Param", 0)
     for path, node in modules:
@@ -178,7 +180,7 @@ def tabulate(
             flops=first.flops() if first and compute_flops else None,
             vjp_flops=first.flops(True) if first and compute_vjp_flops else None,
         )
-        rows.append((place, len(path), row))
+        rows.append((place, [*map(order, path)], row))
     return Table([row for *_, row in sorted(rows, key=lambda x: x[:2])])
 
 

@@ -52,8 +52,11 @@ def test_notebooks_show_figures_without_pyplot():
 def test_nothing_to_draw(model):
     with pytest.raises(ValueError, match="nnx.plot.history: there are no values"):
         nnx.plot.history([])
-    with pytest.raises(ValueError, match="'loss' has 3 values, and x 2"):
+    with pytest.raises(ValueError, match=r"'loss' has the shape \(3,\) for 2 steps"):
         nnx.plot.history({"loss": [1, 2, 3]}, x=[1, 2])
+    with pytest.raises(ValueError, match=r"'value' has the shape \(3, 2\) for 3 steps"):
+        nnx.plot.history(jnp.ones((3, 2)))
+    assert len(nnx.plot.history({"loss": jnp.array(1.0)}).axes) == 1
     with pytest.raises(ValueError, match="nnx.plot.parameters: there are no Variables"):
         nnx.plot.parameters(model, nnx.Cache)
     with pytest.raises(ValueError, match="depth must not be negative, and is -1"):

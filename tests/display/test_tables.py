@@ -162,6 +162,15 @@ def test_operations_of_integer_inputs_and_objects():
     assert 0 < row.flops < row.vjp_flops and int(rngs.default.count[...]) == 0
 
 
+def test_modules_that_are_not_called_stand_below_their_owner(net):
+    net.outer = nnx.Dict(b=nnx.Linear(2, 2, rngs=nnx.Rngs(0)), a=nnx.Dropout(0.1))
+    paths = [row.path for row in nnx.tabulate(net).rows]
+    assert paths[0] == () and paths[-2:] == [("outer", "a"), ("outer", "b")]
+    assert paths[1:3] == [("blocks", 0), ("blocks", 1)]
+    with pytest.raises(ValueError, match="no Module in a function"):
+        nnx.tabulate(lambda x: x, jnp.ones(2))
+
+
 def test_plain_numbers_count():
     table = nnx.tabulate(nnx.Dict(a=nnx.Param(1.0), b=nnx.Param(jnp.ones(3))))
     assert table.rows[0].counts == {"Param": 4}
