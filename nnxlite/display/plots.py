@@ -114,8 +114,8 @@ def parameters(model: Any, only: Filter = Param, *, bins: int = 50) -> "Figure":
         axis.hist(numbers, bins=bins)
         axis.set_title(title, fontsize="small")
         axis.set_xlabel("\n".join(texts), fontsize="small")
-        axis.tick_params(labelsize="small")
-        axis.set_yticks([])
+        axis.tick_params(left=False, labelleft=False, labelsize="small")
+        axis.locator_params("x", nbins=5)
     return figure
 
 
