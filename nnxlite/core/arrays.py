@@ -32,6 +32,11 @@ def is_array(value: Any) -> bool:
     return known
 
 
+def is_abstract(value: Any) -> bool:
+    """True for an array whose values are not known."""
+    return isinstance(value, (Tracer, jax.ShapeDtypeStruct))
+
+
 def is_dynamic(value: Any) -> bool:
     """True for what JAX traces as an argument: arrays and plain numbers."""
     return (
@@ -50,7 +55,7 @@ def value_repr(array: Any) -> str:
     """A small array in a line with its values, any other by dtype and shape."""
     if not is_array(array):
         return repr(array)
-    if isinstance(array, (Tracer, jax.ShapeDtypeStruct)) or array.size > _SMALL:
+    if is_abstract(array) or array.size > _SMALL:
         return type_of(array)
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         return f"{type_of(array)} {jax.random.key_data(array).tolist()}"
@@ -61,8 +66,7 @@ def value_repr(array: Any) -> str:
 def summary_of(value: Any) -> str:
     """An array in a line: type, shape, statistics, and sharding where there is one."""
     text = type_of(value)
-    is_abstract = isinstance(value, (Tracer, jax.ShapeDtypeStruct))
-    if not is_array(value) or is_abstract or value.size == 0:
+    if not is_array(value) or is_abstract(value) or value.size == 0:
         return text
     if value.ndim == 0 and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         return f"{text} {np.asarray(value)[()]:.6g}"
@@ -75,15 +79,14 @@ def summary_of(value: Any) -> str:
 
 
 def statistics(array: Any) -> tuple[np.ndarray[Any, Any], list[str]]:
-    """The finite numbers of an array, of complex ones the moduli; and texts of them."""
+    """The finite numbers of an array, or moduli if complex, and texts about these."""
     numbers = np.asarray(array)
     numbers = numbers.astype(np.result_type(numbers.dtype, np.float32)).ravel()
-    finite = numbers[np.isfinite(numbers)]
-    size = np.abs(finite) if np.iscomplexobj(finite) else finite
-    texts = []
-    if size.size:
+    numbers = np.abs(numbers) if np.iscomplexobj(numbers) else numbers
+    finite, texts = numbers[np.isfinite(numbers)], []
+    if finite.size:
         texts += [f"{finite.mean():.3g} ± {finite.std():.3g}"]
-        texts += [f"{size.min():.3g} to {size.max():.3g}"]
-    if size.size < numbers.size:
-        texts += [f"{numbers.size - size.size:,} NaN or inf"]
-    return size, texts
+        texts += [f"{finite.min():.3g} to {finite.max():.3g}"]
+    if finite.size < numbers.size:
+        texts += [f"{numbers.size - finite.size:,} NaN or inf"]
+    return finite, texts

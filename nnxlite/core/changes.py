@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from . import frames
-from .arrays import is_array, is_dynamic
+from .arrays import is_array, is_dynamic, type_of
 from .filters import Filter, to_predicate
 from .graph import Putting, taken, variables_of
 from .iteration import iter_graph
@@ -20,6 +20,7 @@ from .module import (
     Pytree,
     adopted,
     children_of,
+    has_data,
     is_data,
     is_leaf,
     iter_nodes,
@@ -86,15 +87,16 @@ class _Update:
         """Plans what a State, or a leaf, writes to what is at a path."""
         if isinstance(target, Variable):
             self._add_value(target, given, path)
-        elif isinstance(given, Mapping):
-            children = children_of(target)
+        elif isinstance(given, Mapping) and not is_leaf(target):
+            children = dict(children_of(target))
             for key, value in given.items():
                 self._add_child(target, children, key, value, (*path, key))
         elif isinstance(given, Pytree):
             self._refuse(path, "gets a model: pass its State, nnx.state(other)")
         else:
-            kind, leaf = type(target).__name__, type(given).__name__
-            self._refuse(path, f"is a {kind}, but the State has a leaf there, a {leaf}")
+            part = "a leaf" if is_leaf(given) else "no leaf"
+            kinds = f"is a {type_of(target)}, but the State has {part}"
+            self._refuse(path, f"{kinds} there, a {type_of(given)}")
 
     def _add_value(self, target: Variable[Any], given: Any, path: Path) -> None:
         if target is given:
@@ -108,23 +110,30 @@ class _Update:
             self.writes.append(lambda: setattr(target, "raw_value", plain))
 
     def _add_child(
-        self, target: Any, children: Mapping[Key, Any], key: Key, value: Any, path: Path
+        self, target: Any, children: dict[Key, Any], key: Key, value: Any, path: Path
     ) -> None:
         is_node = isinstance(target, Pytree)
         if key not in children:
-            if is_node and not self.strict:
-                self.writes.append(lambda: set_child(target, key, value))
+            may_add = is_node and (not isinstance(target, list) or key == len(children))
+            if may_add and not self.strict:
+                children[key] = new = adopted(value)
+                self.writes.append(lambda: set_child(target, key, new))
                 return
             known = [repr(k) for k, x in children.items() if is_data(x)]
-            advice = "strict=False adds it"
+            notes = [
+                f"there are {', '.join(known[:8])}" if known else "there is no data"
+            ]
             if str(key).isdecimal() and int(key) in children:
-                advice = "nnx.restore_int_paths makes ints of such keys"
-            there = ", ".join(known[:8])
-            self._refuse(path, f"is unknown (there are {there}; {advice})")
+                notes.append("nnx.restore_int_paths makes ints of such keys")
+            elif may_add:
+                notes.append("strict=False adds it")
+            self._refuse(path, f"is unknown ({'; '.join(notes)})")
         elif (
             not is_node
             or isinstance(value, Mapping)
             or isinstance(children[key], (Variable, Pytree))
+            or isinstance(children[key], tuple)
+            and has_data(children[key])
         ):
             self.add(children[key], value, path)
         else:
@@ -133,7 +142,8 @@ class _Update:
             if problem:
                 self._refuse(path, problem)
             else:
-                self.writes.append(lambda: set_child(target, key, value))
+                new = adopted(value)
+                self.writes.append(lambda: set_child(target, key, new))
 
     def _problem(self, target: Variable[Any], given: Any) -> str | None:
         """Why a Variable cannot take what is given."""

@@ -369,8 +369,8 @@ def adopted(value: Any) -> Any:
             "container: assign the container with it, "
             f"`self.x = nnx.{value.mark}([...])`"
         )
-    elif kind in _OPAQUE:
-        if held := [x for x in value if isinstance(x, (Pytree, Variable))]:
+    elif isinstance(value, _OPAQUE):
+        if held := [x for x in has_data(list(value)) if not is_array(x)]:
             raise TypeError(
                 f"a {kind.__name__} would hide its {type(held[0]).__name__} from the "
                 "model: assign a list or a dict of them"

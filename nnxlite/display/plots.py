@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.arrays import is_array, statistics, type_of
+from ..core.arrays import is_abstract, is_array, statistics, type_of
 from ..core.filters import Filter
 from ..core.graph import variables_of
 from ..core.kinds import Param
@@ -39,8 +39,8 @@ def history(
 
     Args:
       values: by name the values of each step, shape (steps,); or for each step a
-        mapping of names to scalars, or one scalar. Numbers, arrays and Variables; what
-        is missing or NaN is left out.
+        mapping of names to scalars, or one scalar. Numbers, arrays and Variables, all
+        of them real; what is missing or NaN is left out.
       x: where the values lie, shape (steps,); counted from 0 if None.
       x_label: what `x` is.
       log: whether the values are drawn on a logarithmic scale.
@@ -67,8 +67,8 @@ def history(
             curve = [x.value if isinstance(x, Variable) else x for x in curve]
         numbers = np.atleast_1d(np.array(jax.device_get(curve), float))
         if numbers.size != (count := len(numbers if x is None else x)):
-            what = f"{name!r} has the shape {numbers.shape} for {count} steps"
-            raise ValueError(f"nnx.plot.history: {what}")
+            found = f"{name!r} has the shape {numbers.shape}, and wants ({count},)"
+            raise ValueError(f"nnx.plot.history: {found}")
         panel.append((part, numbers.ravel()))
     figure, axes = _panels(len(panels), "nnx.plot.history", "values", width=4.5)
     for axis, (quantity, curves) in zip(axes, panels.items(), strict=True):
@@ -106,12 +106,12 @@ def parameters(model: Any, only: Filter = Param, *, bins: int = 50) -> "Figure":
     found = [
         (f"{format_path(path)} {type_of(x)}", *statistics(x))
         for path, variable in variables_of(model, only)
-        for x in jax.tree.leaves(variable.raw_value)
-        if is_array(x) and jnp.issubdtype(x.dtype, jnp.number) and x.size
+        for x in filter(is_array, jax.tree.leaves(variable.raw_value))
+        if jnp.issubdtype(x.dtype, jnp.number) and x.size and not is_abstract(x)
     ]
     figure, axes = _panels(len(found), "nnx.plot.parameters", "Variables", width=3.2)
     for axis, (title, numbers, texts) in zip(axes, found, strict=True):
-        axis.hist(numbers, bins=bins)
+        axis.hist(numbers.astype(float), bins=bins)
         axis.set_title(title, fontsize="small")
         axis.set_xlabel("\n".join(texts), fontsize="small")
         axis.tick_params(left=False, labelleft=False, labelsize="small")
@@ -126,8 +126,8 @@ def graph(model: Any, *, depth: int | None = None) -> "Figure":
     Notebooks show it as SVG, which `figure.savefig('model.svg')` writes.
 
     Args:
-      model: a Module, or anything else with Modules or Variables in it.
-      depth: how many levels below the model are drawn; all if None.
+      model: a Module, a State, or a dict or tuple of such.
+      depth: how many levels below it are drawn, best few if it is large; all if None.
 
     Raises:
       ImportError: if the package matplotlib is missing.
@@ -142,29 +142,29 @@ def graph(model: Any, *, depth: int | None = None) -> "Figure":
     """
     if depth is not None and depth < 0:
         raise ValueError(f"nnx.plot.graph: depth must not be negative, and is {depth}")
-    figure = _chart("nnx.plot.graph", "svg")
-    axis = figure.add_axes((0, 0, 1, 1))
+    axis = (figure := _chart("nnx.plot.graph", "svg")).add_axes((0, 0, 1, 1))
     boxes = list(_boxes(outline(model), 0, depth))
     rows = {box.item.path: row for row, box in enumerate(boxes)}
-    edge, last = max(box.end for box in boxes), {}  # and the last row of each level
-    style: Any = {"family": "monospace", "size": 9, "va": "center_baseline"}
-    style["parse_math"] = False
+    last, lines = {}, []  # the last row of each level, what joins the boxes
+    edge = max(box.end for box in boxes)
+    font: Any = {"family": "monospace", "size": 9, "va": "center_baseline"}
+    font["parse_math"] = False
     for row, (item, level, name, note) in enumerate(boxes):
         left, last[level] = 4 * level, row
         colours = {"facecolor": colour_of(item.value), "edgecolor": "#999"}
         frame = {"boxstyle": "round,pad=0.25", "linewidth": 0.8, **colours}
-        axis.text(left, row, name, bbox=frame, **style)
-        axis.text(left + len(name) + 1.2, row, note, color="#707070", **style)
+        axis.text(left, row, name, bbox=frame, **font)
+        axis.text(left + len(name) + 1.2, row, note, color="#707070", **font)
         if level:
-            corner = [left - 3, left - 3, left - 0.5], [last[level - 1] + 0.4, row, row]
-            axis.plot(*corner, color="#999", linewidth=0.8, zorder=0)
+            lines += [left - 3, left - 3, left - 0.5], [last[level - 1] + 0.4, row, row]
         if item.first in rows:
             edge, first = edge + 1.5, rows[item.first]
             tip = boxes[first].end, first
-            look = {"color": f"C{row}", "linewidth": 1}
+            look = {"color": f"C{len(axis.lines)}", "linewidth": 1}
             axis.plot([boxes[row].end, edge, edge], [row, row, first], **look)
             arrow = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, **look}
             axis.annotate("", tip, (edge, first), arrowprops=arrow)
+    axis.plot(*lines, color="#999", linewidth=0.8, zorder=0)
     axis.set(xlim=(-1, edge + 1), ylim=(len(boxes) - 0.4, -0.6))
     axis.axis("off")
     figure.set_size_inches((edge + 2) * _CHARACTER, len(boxes) * _LINE)

@@ -26,7 +26,7 @@ class Row(NamedTuple):
       calls: how often it was called.
       counts: by kind of Variable, how many numbers it and what is below it hold; and
         how many of them are `frozen`.
-      bytes: how many bytes they take.
+      bytes: of all arrays at or below it.
       share: of the numbers of all Params of the model, between 0 and 1.
       flops, vjp_flops: of the first call, and of the call with its gradients; None if
         they were not asked for.
@@ -135,7 +135,7 @@ def tabulate(
       only: which Modules are shown.
       compute_flops: whether to count the operations of each Module's call; each is
         compiled for it.
-      compute_vjp_flops: likewise of its call with gradients.
+      compute_vjp_flops: likewise with the gradients of Params and inputs.
       **kwargs: what the method is called with.
 
     Raises:

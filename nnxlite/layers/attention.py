@@ -258,7 +258,8 @@ class MultiHeadAttention(Layer):
             inputs_k: `(*batch, keys, in_kv_features)`, by default `inputs_q`.
             inputs_v: likewise, by default `inputs_k`.
             mask: False where a query shall not see a key, broadcasts to
-                `(*batch, heads, queries, keys)`.
+                `(*batch, heads, queries, keys)`. With a cache, keys are all its
+                positions.
             deterministic: in place of the attribute, if not None.
             rngs: where the dropout key comes from, in place of the layer's stream.
             sow_weights: whether to sow the weights as `attention_weights`.
@@ -348,19 +349,21 @@ class MultiHeadAttention(Layer):
         kept, count = self.cached_key.shape, query.shape[-3]
         batch, length = kept[:-3], kept[-3]
         wanted = (*batch, count, *kept[-2:])
-        if key.shape != wanted or count > length:
+        if key.shape != wanted:
             raise ValueError(
                 f"Autoregressive cache shape error: a cache of shape {kept} takes a "
                 f"key for each query, {wanted}; got {key.shape}."
             )
         index = self.cache_index.value
-        if not isinstance(index, Tracer) and index + count > length:
+        taken = 0 if isinstance(index, Tracer) else int(index)
+        if taken + count > length:
             raise ValueError(
-                f"the cache is full, with {length} positions, {index} of them taken, "
-                f"and {count} to come. Make a longer one with its init_cache(("
+                f"the cache is full: it has {length} positions, {taken} are known to "
+                f"be taken, and {count} come. Make a longer one with its init_cache(("
                 "*batch, length, features))."
             )
         seen = jnp.arange(length) <= index + jnp.arange(count)[:, None]
+        seen = seen.reshape((1,) * (len(batch) + 1) + seen.shape)
         if mask is not None:
             mask = jnp.asarray(mask)
             check_broadcasts(mask, (*batch, self.num_heads, count, length), "mask")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ..core.arrays import is_array, type_of
 from ..core.interception import Call
 from ..core.module import Pytree
+from ..core.reprs import static_repr
 from ..core.variable import Variable
 from ..transforms.autodiff import value_and_grad
 from ..transforms.compilation import jit
@@ -19,7 +20,7 @@ from .interception import intercept
 
 @dataclasses.dataclass
 class FirstCall:
-    """The first call of a Module, in shapes.
+    """The first call of a Module, in shapes; of `__call__`, if that is called.
 
     Attributes:
       module: the Module.
@@ -31,9 +32,9 @@ class FirstCall:
 
     module: Any
     method: str
-    inputs: tuple[Any, Any]
+    inputs: tuple[Any, Any] = ((), {})
     result: Any = None
-    count: int = 1
+    count: int = 0
 
     def flops(self, with_gradients: bool = False) -> float:
         """The operations of the call, as XLA counts them in the compiled program.
@@ -54,16 +55,22 @@ class FirstCall:
 
 
 def first_calls(model: Any, method: str, args: Any, kwargs: Any) -> list[FirstCall]:
-    """The calls of a model's Modules in their order, when it is called with shapes."""
+    """The calls of a model's Modules in their order, when it is called with shapes.
+
+    Raises:
+      TypeError: if the model has no such method.
+    """
+    if not callable(getattr(model, method, None)):
+        raise TypeError(f"a {type(model).__name__} has no method {method!r} to call")
     seen: dict[int, FirstCall] = {}
 
     def watch(next: Any, args: Any, kwargs: Any, call: Call) -> Any:
-        if id(call.module) in seen:
-            seen[id(call.module)].count += 1
+        name = call.method_name
+        first = seen.setdefault(id(call.module), FirstCall(call.module, name))
+        first.count += 1
+        if first.count > 1 and (name != "__call__" or name == first.method):
             return next(*args, **kwargs)
-        inputs = _mapped(_shape, (args, kwargs))
-        first = FirstCall(call.module, call.method_name, inputs)
-        seen[id(call.module)] = first
+        first.method, first.inputs = name, _mapped(_shape, (args, kwargs))
         result = next(*args, **kwargs)
         first.result = _mapped(_shape, result)
         return result
@@ -77,7 +84,9 @@ def described(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """Inputs or results in a line, such as `float32[8,2], flip=True`."""
 
     def text(tree: Any) -> str:
-        leaves = jax.tree.leaves(tree, is_leaf=_is_object)
+        leaves = jax.tree.leaves(
+            _Static(tree) if tree is None else tree, is_leaf=_is_object
+        )
         return ", ".join(repr(x) if type(x) is _Static else type_of(x) for x in leaves)
 
     named = [f"{name}={text(x)}" for name, x in kwargs.items() if x is not None]
@@ -91,7 +100,7 @@ class _Static:
     value: Any
 
     def __repr__(self) -> str:
-        return repr(self.value)
+        return static_repr(self.value)
 
 
 def _call(module: Any, method: str, args: Any, kwargs: Any) -> list[Any]:

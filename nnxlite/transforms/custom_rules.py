@@ -81,8 +81,8 @@ class CustomVjp(Generic[P, R]):
         def forward(values: Any) -> tuple[list[Any], list[Any]]:
             with Visit(f"the forward rule of {title}", plain=primals.plain) as visit:
                 pair = fwd(*primals.show(visit, values), **kwargs)
-                what = f"the forward rule of {title} must return a pair, the result "
-                _check_count(what + "and residuals for the backward rule", pair, 2)
+                wanted = "a pair, the result and residuals for the backward rule"
+                _check_count(f"the forward rule of {title}", wanted, pair, 2)
                 result, residuals = pair
                 walk = taken(residuals)
                 kept.append((walk.records, Packing(walk.values)))
@@ -95,9 +95,9 @@ class CustomVjp(Generic[P, R]):
             cotangent = _put(parting.record.walk, leaves)
             residual = _put(records, residual_packing.unpacked(residuals))
             tangents = bwd(*(args[n] for n in constant), residual, cotangent)
-            what = f"the backward rule of {title} must return a tuple with a cotangent "
-            what += f"for each of {len(numbers)} arguments"
-            _check_count(what, tangents, len(numbers))
+            count = len(numbers)
+            wanted = f"a tuple with a cotangent for each of {count} arguments"
+            _check_count(f"the backward rule of {title}", wanted, tangents, count)
             names = [f"the cotangent of args[{n}]" for n in numbers]
             return (primals.tangents(tangents, names),)
 
@@ -108,12 +108,12 @@ class CustomVjp(Generic[P, R]):
         return apply((parting.record, [], arrays), plain=primals.plain)
 
 
-def _check_count(what: str, value: Any, count: int) -> None:
-    if isinstance(value, tuple):
-        if len(value) != count:
-            raise TypeError(f"{what}, not one of {len(value)}")
-    else:
-        raise TypeError(f"{what}, not a {type(value).__name__}")
+def _check_count(rule: str, wanted: str, value: Any, count: int) -> None:
+    if isinstance(value, tuple) and len(value) == count:
+        return
+    is_tuple = isinstance(value, tuple)
+    found = f"one of {len(value)}" if is_tuple else f"a {type(value).__name__}"
+    raise TypeError(f"{rule} must return {wanted}, not {found}")
 
 
 def _put(records: Any, leaves: Sequence[Any]) -> Any:

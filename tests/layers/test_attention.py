@@ -162,16 +162,17 @@ def test_a_prompt_in_one_call_equals_the_full_causal_pass(kv_heads):
         np.testing.assert_allclose(
             jnp.concatenate(steps, 1)[:, 3:], expected[:, 3:], rtol=1e-5, atol=1e-5
         )
-    with pytest.raises(ValueError, match=r"full, with 7 positions, 7 of them taken"):
+    with pytest.raises(ValueError, match=r"full: it has 7 positions, 7 are known"):
         layer(x[:, :2], decode=True)
     layer.init_cache((2, 3, 8))
     layer(x[:, :1], decode=True)
-    with pytest.raises(ValueError, match="full, with 3 positions, 1 of them .* 3 to"):
+    with pytest.raises(ValueError, match="full: it has 3 positions, 1 .* and 3 come"):
         layer(x[:, :3], decode=True)
     assert jnp.isnan(step(layer, x[:, :3], None)).all()
-    for wrong in (x[:1, :1], x):
-        with pytest.raises(ValueError, match="cache shape error"):
-            step(layer, wrong, None)
+    with pytest.raises(ValueError, match="cache shape error"):
+        step(layer, x[:1, :1], None)
+    with pytest.raises(ValueError, match="full: it has 3 positions, 0 .* and 7 come"):
+        step(layer, x, None)
     layer.init_cache((2, 3, 8))
     with pytest.raises(ValueError, match=r"^MultiHeadAttention: The mask .*4, 1, 3"):
         layer(x[:, :1], decode=True, mask=jnp.ones(4))
@@ -201,7 +202,7 @@ def test_a_full_cache():
     x = normal(1, 1, 4)
     layer(x), layer(x)
     with pytest.raises(
-        ValueError, match=r"the cache is full, with 2 positions.*init_ca"
+        ValueError, match=r"the cache is full: it has 2 positions.*init_ca"
     ):
         layer(x)
     assert jnp.isnan(nnx.jit(lambda layer, x: layer(x))(layer, x)).all()
