@@ -91,6 +91,18 @@ def test_parameters_of_odd_values():
     ]
 
 
+def test_parameters_are_described_as_they_are_drawn():
+    (axis,) = nnx.plot.parameters(nnx.Dict(a=nnx.Param(jnp.array([1j, -3])))).axes
+    assert axis.get_xlabel() == "2 ± 1\n1 to 3"
+    constant = nnx.Dict(a=nnx.Param(jnp.full(3, 3e5)))
+    assert sum(
+        bar.get_height() for bar in nnx.plot.parameters(constant).axes[0].patches
+    )
+    abstract = nnx.eval_shape(lambda: nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match="there are no Variables to draw"):
+        nnx.plot.parameters(abstract)
+
+
 def test_without_matplotlib(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="pip install 'nnxlite"):

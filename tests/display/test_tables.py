@@ -175,3 +175,20 @@ def test_plain_numbers_count():
     table = nnx.tabulate(nnx.Dict(a=nnx.Param(1.0), b=nnx.Param(jnp.ones(3))))
     assert table.rows[0].counts == {"Param": 4}
     assert nnx.count_parameters(nnx.Dict(a=nnx.Param(1.0))) == 1
+
+
+def test_a_cell_is_shown_by_its_step_and_not_by_its_first_carry():
+    rnn = nnx.RNN(nnx.LSTMCell(3, 4, rngs=nnx.Rngs(0)))
+    rows = {row.path: row for row in nnx.tabulate(rnn, jnp.ones((2, 5, 3))).rows}
+    assert rows["cell",].inputs.endswith("float32[2,3]") and rows["cell",].calls == 2
+
+
+def test_inputs_that_are_no_arrays():
+    class Net(nnx.Module):
+        def __call__(self, x, mask, f):
+            return f(x)
+
+    row = nnx.tabulate(Net(), jnp.ones(2), None, jnp.tanh, compute_flops=True).rows[0]
+    assert row.inputs == "float32[2], None, tanh"
+    with pytest.raises(TypeError, match="a list has no method '__call__' to call"):
+        nnx.tabulate([Net()], jnp.ones(2))
