@@ -82,13 +82,14 @@ class _Update:
         self.strict = strict
         self.writes: list[Callable[[], None]] = []
         self.problems: list[str] = []
+        self._children: dict[int, dict[Key, Any]] = {}  # by id, with those to be added
 
     def add(self, target: Any, given: Any, path: Path) -> None:
         """Plans what a State, or a leaf, writes to what is at a path."""
         if isinstance(target, Variable):
             self._add_value(target, given, path)
         elif isinstance(given, Mapping) and not is_leaf(target):
-            children = dict(children_of(target))
+            children = self._children.setdefault(id(target), dict(children_of(target)))
             for key, value in given.items():
                 self._add_child(target, children, key, value, (*path, key))
         elif isinstance(given, Pytree):
@@ -128,17 +129,14 @@ class _Update:
             elif may_add:
                 notes.append("strict=False adds it")
             self._refuse(path, f"is unknown ({'; '.join(notes)})")
-        elif (
-            not is_node
-            or isinstance(value, Mapping)
-            or isinstance(children[key], (Variable, Pytree))
-            or isinstance(children[key], tuple)
-            and has_data(children[key])
-        ):
-            self.add(children[key], value, path)
+            return
+        child = children[key]
+        has_parts = isinstance(child, (Variable, Pytree, tuple)) and has_data(child)
+        if has_parts or not is_node or isinstance(value, Mapping):
+            self.add(child, value, path)
         else:
             value = value.raw_value if isinstance(value, Variable) else value
-            problem = misfit(children[key], value) if self.strict else None
+            problem = misfit(child, value) if self.strict else None
             if problem:
                 self._refuse(path, problem)
             else:

@@ -1,7 +1,7 @@
 """What the Modules of a model are called with, and what their calls cost."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,11 +9,12 @@ import jax.numpy as jnp
 
 from ..core.arrays import is_array, type_of
 from ..core.interception import Call
-from ..core.module import Pytree
+from ..core.module import is_data
 from ..core.reprs import static_repr
 from ..core.variable import Variable
 from ..transforms.autodiff import value_and_grad
 from ..transforms.compilation import jit
+from ..transforms.leaves import Constant, flatten, with_constants, without_constants
 from ..transforms.tracing import eval_shape
 from .interception import intercept
 
@@ -70,64 +71,49 @@ def first_calls(model: Any, method: str, args: Any, kwargs: Any) -> list[FirstCa
         first.count += 1
         if first.count > 1 and (name != "__call__" or name == first.method):
             return next(*args, **kwargs)
-        first.method, first.inputs = name, _mapped(_shape, (args, kwargs))
+        first.method, first.inputs = name, _shapes((args, kwargs))
         result = next(*args, **kwargs)
-        first.result = _mapped(_shape, result)
+        first.result = _shapes(result)
         return result
 
     with intercept(watch):
-        eval_shape(_call, model, method, *_mapped(lambda x: x, (args, kwargs)))
+        eval_shape(_call, model, method, *_without_flags((args, kwargs)))
     return list(seen.values())
 
 
 def described(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """Inputs or results in a line, such as `float32[8,2], flip=True`."""
 
+    def leaf(x: Any) -> str:
+        return static_repr(x.value) if type(x) is Constant else type_of(x)
+
     def text(tree: Any) -> str:
-        leaves = jax.tree.leaves(
-            _Static(tree) if tree is None else tree, is_leaf=_is_object
-        )
-        return ", ".join(repr(x) if type(x) is _Static else type_of(x) for x in leaves)
+        return "None" if tree is None else ", ".join(map(leaf, flatten(tree)[0]))
 
     named = [f"{name}={text(x)}" for name, x in kwargs.items() if x is not None]
     return ", ".join([*map(text, args), *named])
 
 
-@dataclasses.dataclass(frozen=True)
-class _Static:
-    """A flag or number among inputs; `jit` traces no object of this class."""
-
-    value: Any
-
-    def __repr__(self) -> str:
-        return static_repr(self.value)
-
-
 def _call(module: Any, method: str, args: Any, kwargs: Any) -> list[Any]:
     """The arrays of a method's result."""
-
-    def bare(x: Any) -> Any:
-        return x.value if isinstance(x, _Static) else x
-
-    args, kwargs = jax.tree.map(bare, (args, kwargs), is_leaf=_is_object)
+    args, kwargs = without_constants((args, kwargs))
     result = getattr(module, method)(*args, **kwargs)
     return [x for x in jax.tree.leaves(result) if is_array(x)]
 
 
-def _mapped(f: Callable[[Any], Any], tree: Any) -> Any:
-    """A tree with `f` of its arrays and objects, and the rest hidden from tracing."""
+def _without_flags(tree: Any) -> Any:
+    """A tree with all but its arrays and objects constant."""
+    return with_constants(tree, lambda x: not is_data(x))
 
-    def new(x: Any) -> Any:
-        return f(x) if is_array(x) or _is_object(x) else _Static(x)
 
-    return jax.tree.map(new, tree, is_leaf=_is_object)
+def _shapes(tree: Any) -> Any:
+    """The same, with shapes for arrays and Variables."""
+    leaves, treedef = flatten(_without_flags(tree))
+    return treedef.unflatten(list(map(_shape, leaves)))
 
 
 def _shape(value: Any) -> Any:
     value = value.value if isinstance(value, Variable) else value
-    is_data = is_array(value)
-    return jax.ShapeDtypeStruct(value.shape, value.dtype) if is_data else value
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, (Variable, Pytree))
+    if not is_array(value):
+        return value
+    return jax.ShapeDtypeStruct(value.shape, value.dtype)

@@ -23,7 +23,7 @@ from ..core.variable import MISSING
 from ..core.workarounds import get_opaque_trace_state
 from .boundary import apply
 from .captures import View, goes_stale, unbound
-from .leaves import Constant
+from .leaves import Constant, given
 from .plans import Opened, Plan, Plans
 from .programs import Program, calls
 from .retraces import Trace, differences
@@ -85,10 +85,8 @@ class Jitted(Generic[P, R]):
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Calls the plain function."""
         if self._static:
-            args = [x.value if isinstance(x, Constant) else x for x in args]
-            kwargs = {
-                k: x.value if isinstance(x, Constant) else x for k, x in kwargs.items()
-            }
+            args = given(args)
+            kwargs = dict(zip(kwargs, given(kwargs.values()), strict=True))
         return interception.current(self.function)(*args, **kwargs)
 
     def count_trace(self, seen: Trace) -> None:

@@ -24,8 +24,7 @@ from ..core.variable import MISSING, Variable
 from .axes import Names, with_axis, without_axis
 from .boundary import RESULT, Packing, Parting, Visit, apply, numbers_as_arrays
 from .captures import positional_parameters
-from .compilation import Constant
-from .leaves import PLAIN, flatten_with_path, kind_of
+from .leaves import PLAIN, Constant, flatten_with_path, given, kind_of
 from .plans import Input, Opened, Plan
 from .prefixes import Carry, label_of, object_labels
 
@@ -385,8 +384,3 @@ def constants(args: Sequence[Any], prefix: Any) -> tuple[Any, ...]:
         Constant(x) if axis is None and type(x) in (bool, int) else x
         for x, axis in zip(args, prefixes, strict=False)
     )
-
-
-def given(args: Iterable[Any]) -> tuple[Any, ...]:
-    """The arguments without the marks of `constants`."""
-    return tuple(x.value if type(x) is Constant else x for x in args)

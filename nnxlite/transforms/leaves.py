@@ -7,6 +7,7 @@ registry when it is first met.
 
 import enum
 import types
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -133,3 +134,20 @@ class Constant:
 
     def __hash__(self) -> int:
         return hash(static_key(self.value))
+
+
+def given(values: Iterable[Any]) -> tuple[Any, ...]:
+    """The values without the marks of constants."""
+    return tuple(x.value if type(x) is Constant else x for x in values)
+
+
+def with_constants(tree: Any, is_constant: Callable[[Any], bool]) -> Any:
+    """The tree with those leaves marked as constants."""
+    leaves, treedef = flatten(tree)
+    return treedef.unflatten([Constant(x) if is_constant(x) else x for x in leaves])
+
+
+def without_constants(tree: Any) -> Any:
+    """The reverse of `with_constants`."""
+    leaves, treedef = flatten(tree)
+    return treedef.unflatten(given(leaves))

@@ -22,7 +22,7 @@ from .autodiff import Primals
 from .boundary import Departure, Visit, apply
 from .captures import goes_stale, unbound
 from .compilation import Jitted
-from .leaves import Constant, flatten, plain_objects
+from .leaves import flatten, plain_objects, with_constants, without_constants
 from .prefixes import DiffState
 
 P = ParamSpec("P")
@@ -181,18 +181,8 @@ def jvp(
     return (value, tangent, aux) if has_aux else (value, tangent)
 
 
-def _with_constants(tree: Any) -> Any:
-    """Makes the Python numbers of arguments static: flags and sizes stay numbers."""
-    leaves, treedef = flatten(tree)
-    return treedef.unflatten(
-        [Constant(x) if type(x) in NUMBER_TYPES else x for x in leaves]
-    )
-
-
-def _with_numbers(tree: Any) -> Any:
-    """The reverse of `_with_constants`."""
-    leaves, treedef = flatten(tree)
-    return treedef.unflatten([x.value if type(x) is Constant else x for x in leaves])
+def _is_number(value: Any) -> bool:
+    return type(value) in NUMBER_TYPES
 
 
 @overload
@@ -237,7 +227,7 @@ def remat(  # pyright: ignore[reportInconsistentOverload]
         )
 
     def called(args: Any, kwargs: Any) -> Any:
-        args, kwargs = _with_numbers((args, kwargs))
+        args, kwargs = without_constants((args, kwargs))
         return f(*args, **kwargs)
 
     # Calls of equal structure, such as those of many layers, share one trace.
@@ -256,7 +246,7 @@ def remat(  # pyright: ignore[reportInconsistentOverload]
             return apply(run(), plain=plain)  # nothing is differentiated here
         if not goes_stale((f, args, kwargs)):
             with contextlib.suppress(HiddenError):
-                return shared(*_with_constants((args, kwargs)))
+                return shared(*with_constants((args, kwargs), _is_number))
         return apply(jax.checkpoint(run, **options)(), plain=plain)
 
     return functools.update_wrapper(rematerialized, f, updated=())

@@ -21,7 +21,8 @@ from .axes import NO_NAMES, Names
 from .boundary import Visit
 from .carries import Loop
 from .compilation import compiled_at_top
-from .labels import METADATA, Entry, Exit, constants, given
+from .labels import METADATA, Entry, Exit, constants
+from .leaves import given
 from .mapping import over_slices
 from .prefixes import Carry, StateLabels, label_of_keyword, labels_in, prefixes_of
 from .slice_streams import SliceStreams

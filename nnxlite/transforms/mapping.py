@@ -19,8 +19,9 @@ from ..core.statics import Static
 from ..core.variable import MISSING
 from .axes import NO_NAMES, PARTITION_NAME, Names, named, partitioned, renamable
 from .boundary import Visit
-from .compilation import Constant, compiled_at_top
+from .compilation import compiled_at_top
 from .labels import Entry, Exit, bound, constants
+from .leaves import Constant
 from .prefixes import Carry, label_of_keyword, labels_in, prefixes_of
 from .slice_streams import SliceStreams
 

@@ -19,7 +19,7 @@ from ..core.metadata import placed
 from ..core.variable import MISSING
 from .boundary import Departure, Visit, apply
 from .captures import unbound
-from .leaves import Constant, plain_objects
+from .leaves import Constant, given, plain_objects
 from .plans import Opened, Plan
 
 P = ParamSpec("P")
@@ -101,8 +101,8 @@ def make_jaxpr(  # pyright: ignore[reportInconsistentOverload]
 
     def traced(*args: Any, **kwargs: Any) -> Any:
         chosen = {n % len(args) for n in constant}
-        given = [Constant(x) if n in chosen else x for n, x in enumerate(args)]
-        opened = Opened((*own_args, *given), {**own_kwargs, **kwargs})
+        marked = [Constant(x) if n in chosen else x for n, x in enumerate(args)]
+        opened = Opened((*own_args, *marked), {**own_kwargs, **kwargs})
         plan = Plan(opened)
         arrays = plan.gather(opened)
         assert arrays is not None
@@ -110,8 +110,7 @@ def make_jaxpr(  # pyright: ignore[reportInconsistentOverload]
         def run(*values: Any) -> Departure:
             with Visit(title_of("nnx.make_jaxpr", f), None, opened.plain) as visit:
                 args, kwargs = opened.arguments(plan.show(visit, opened, values))
-                args = [x.value if isinstance(x, Constant) else x for x in args]
-                return visit.depart(current(function)(*args, **kwargs))
+                return visit.depart(current(function)(*given(args), **kwargs))
 
         return jax.make_jaxpr(run)(*arrays)
 

@@ -39,3 +39,9 @@ def test_lists_grow_at_their_end():
     net = Net()
     nnx.update(net, {"items": {1: 2, 2: [3]}}, strict=False)
     assert net.items[1] == 2 and net.items[2][0] == 3
+
+
+def test_several_states_grow_one_list():
+    net = Net()
+    nnx.update(net, {"items": {1: 2}}, {"items": {2: 3}}, strict=False)
+    assert list(net.items) == [1, 2, 3]
