@@ -38,7 +38,7 @@ from .kernels import compiled
 
 
 def _jit(function: Callable[..., Any], **options: Any) -> Any:
-    compiled = jax.jit(function, inline=True, **options)
+    compiled = jax.jit(function, **options)
     compiled.__module__ = __name__  # where pickle finds it
     return compiled
 

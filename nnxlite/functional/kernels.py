@@ -1,9 +1,14 @@
 """Kernels: how the functions of this package are compiled and configured.
 
 A *kernel* is a pure function of arrays, compiled as a whole: an eager call is one
-dispatch (5 microseconds), not one for each operation; an outer `jit` inlines it. Its
-first parameters are *arrays*, or None where one is optional, the rest *configuration*:
-hashable constants of the program. Shapes are checked while tracing, at no later cost.
+dispatch (5 microseconds), not one for each operation. Under an outer `jit` it stays a
+call, which JAX differentiates, batches and lowers once for all layers of a shape, and
+which XLA inlines: a training step of 50 blocks traces in two thirds of the time that
+`inline=True` takes, an eager gradient in three quarters, to the same program.
+
+The first parameters of a kernel are *arrays*, or None where one is optional, the rest
+*configuration*: hashable constants of the program. Shapes are checked while tracing,
+at no later cost.
 
 Some configuration means the same everywhere: `dtype`, `promote_dtype` (see `dtypes`),
 `precision`, `preferred_element_type`, `out_sharding` (see `jax.lax.dot_general`; None
@@ -39,7 +44,7 @@ def compiled(*, arrays: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         static = list(inspect.signature(function).parameters.values())[arrays:]
         names = [parameter.name for parameter in static]
-        kernel = jax.jit(function, inline=True, static_argnames=names)
+        kernel = jax.jit(function, static_argnames=names)
         _configurations[kernel] = tuple((p.name, p.default) for p in static)
         return cast(Callable[P, R], kernel)
 

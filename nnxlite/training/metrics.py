@@ -349,18 +349,17 @@ def _shown(array: Any) -> str:
     return f"{array.dtype}{list(array.shape)}"
 
 
-_kernel = functools.partial(jax.jit, inline=True)
-_zeros = _kernel(lambda *arrays: [jnp.zeros_like(x) for x in arrays])
-_quotient = _kernel(lambda total, count: total / count)
+_zeros = jax.jit(lambda *arrays: [jnp.zeros_like(x) for x in arrays])
+_quotient = jax.jit(lambda total, count: total / count)
 
 
-@_kernel
+@jax.jit
 def _averaged(total: Any, count: Any, values: Any, mask: Any) -> tuple[Any, Any]:
     values, weights, n = _weighed(values, mask)
     return total + (values * weights).sum().astype(total.dtype), count + n
 
 
-@_kernel
+@jax.jit
 def _judged(
     total: Any, count: Any, logits: Any, labels: Any, mask: Any, threshold: Any
 ) -> tuple[Any, Any]:
@@ -381,7 +380,7 @@ def _judged(
     return _averaged(total, count, correct, mask)
 
 
-@_kernel
+@jax.jit
 def _merged(count: Any, mean: Any, m2: Any, values: Any, mask: Any) -> tuple[Any, ...]:
     values, weights, n = _weighed(values, mask)
     all_n = count + n
@@ -396,7 +395,7 @@ def _merged(count: Any, mean: Any, m2: Any, values: Any, mask: Any) -> tuple[Any
     )
 
 
-@_kernel
+@jax.jit
 def _statistics(count: Any, mean: Any, m2: Any) -> Statistics:
     deviation = jnp.sqrt(m2 / count)
     mean = jnp.where(count > 0, mean, jnp.nan)
