@@ -76,7 +76,8 @@ def test_compiled_here_but_the_same_as_in_jax(name):
     ours, theirs = getattr(activations, name), getattr(jax.nn, name)
     assert ours.__doc__ == theirs.__doc__
     np.testing.assert_allclose(ours(X), theirs(X), rtol=1e-6)
-    assert str(jax.make_jaxpr(ours)(X)) == str(jax.make_jaxpr(theirs)(X))
+    (call,) = jax.make_jaxpr(ours)(X).eqns
+    assert str(call.params["jaxpr"]) == str(jax.make_jaxpr(theirs)(X))
     np.testing.assert_array_equal(
         jax.grad(lambda x: ours(x).sum())(X), jax.grad(lambda x: theirs(x).sum())(X)
     )
