@@ -1,4 +1,4 @@
-"""Kernels are compiled once for each configuration; an outer jit makes no difference."""
+"""Kernels are compiled once for each configuration, and the same under a jit."""
 
 import inspect
 
