@@ -250,6 +250,7 @@ class MultiHeadAttention(Layer):
         is_causal: bool = False,
         out_sharding: Any = None,
         qkv_sharding: Any = None,
+        input_positions: Array | None = None,
     ) -> Array:
         """Attends from `inputs_q` to `inputs_k` and `inputs_v`.
 
@@ -267,6 +268,9 @@ class MultiHeadAttention(Layer):
             is_causal: whether each query sees only keys up to its own position.
             out_sharding: of the outputs.
             qkv_sharding: of the projected inputs.
+            input_positions: `(length,)` or `(*batch, length)`, by which queries and
+                keys are rotated; None counts from 0, or goes on in the cache. Without
+                `rotary_base` they are an argument of `attention_fn`.
 
         Returns:
             `(*batch, queries, out_features)`.
@@ -275,6 +279,7 @@ class MultiHeadAttention(Layer):
             ValueError: if shapes do not fit, `inputs_v` comes without `inputs_k`, a
                 mode is needed and None, or decoding has no cache, or a full one (under
                 `jit` the result is nan then).
+            TypeError: if there are positions, and nothing that takes them.
         """
         if inputs_k is None and inputs_v is not None:
             raise ValueError(
@@ -289,11 +294,10 @@ class MultiHeadAttention(Layer):
         if self.query_ln is not None and self.key_ln is not None:
             query, key = self.query_ln(query), self.key_ln(key)
         decodes = mode(self, "decode", decode)
-        if self.rotary_base is not None:
-            start = self.cache_index if decodes else None
-            query, key = self._rotated(query, start), self._rotated(key, start)
         drops = self.dropout_rate > 0 and not mode(self, "deterministic", deterministic)
         try:
+            if self.rotary_base is not None:
+                query, key = self._rotated(query, key, input_positions, decodes)
             if decodes:
                 key, value, mask = self._remembered(query, key, value, mask)
             y = self.attention_fn(
@@ -309,18 +313,34 @@ class MultiHeadAttention(Layer):
                 precision=self.precision,
                 module=self if sow_weights else None,
                 is_causal=is_causal and not decodes,
+                **self._positions(input_positions),
             )
         except (TypeError, ValueError) as error:
             blame(error, self)
             raise
         return self.out(y, out_sharding=out_sharding)
 
-    def _rotated(self, x: Array, start: Cache[Array] | None) -> Array:
-        positions = None
-        if start is not None:
-            positions = start.value + jnp.arange(x.shape[-3])
+    def _positions(self, positions: Array | None) -> dict[str, Array]:
+        """What `attention_fn` is told of positions."""
+        if positions is None or self.rotary_base is not None:
+            return {}
+        if self.attention_fn is dot_product_attention:
+            raise TypeError(
+                "input_positions are of no use here: make the layer with rotary_base="
+                "10_000, or with an attention_fn that takes them"
+            )
+        return {"input_positions": positions}
+
+    def _rotated(
+        self, query: Array, key: Array, positions: Array | None, decodes: bool
+    ) -> tuple[Array, Array]:
+        if positions is None and decodes and self.cache_index is not None:
+            positions = self.cache_index.value + jnp.arange(query.shape[-3])
         assert self.rotary_base is not None
-        return rotary_embedding(x, positions, base=self.rotary_base)
+        return (
+            rotary_embedding(query, positions, base=self.rotary_base),
+            rotary_embedding(key, positions, base=self.rotary_base),
+        )
 
     def _dropout_key(self, rngs: Rngs | RngStream | None) -> Array:
         source = self.rngs if rngs is None else rngs

@@ -152,7 +152,7 @@ def test_operations_of_integer_inputs_and_objects():
             x = self.dropout(self.embed(words), rngs=rngs) * scale
             return -x if flip else x
 
-    words = jax.ShapeDtypeStruct((3,), int)
+    words = jax.ShapeDtypeStruct((3,), jnp.int32)
     inputs = {"scale": jnp.ones(()), "flip": True}
     model, rngs = Lookup(nnx.Rngs(0)), nnx.Rngs(1)
     row = nnx.tabulate(

@@ -196,6 +196,55 @@ def test_decoding_with_rotated_positions_equals_the_full_causal_pass(kv_heads):
     )
 
 
+def test_positions_of_each_example():
+    """Left-padded sequences, with positions that count from their first entry."""
+    layer = nnx.MultiHeadAttention(2, 8, rotary_base=100.0, rngs=nnx.Rngs(0))
+    x = normal(1, 4, 8)
+    padded = jnp.concatenate([normal(1, 3, 8), x], axis=1)
+    positions = jnp.array([[0, 0, 0, 0, 1, 2, 3]])
+    mask = jnp.arange(7) >= 3
+
+    y = layer(padded, mask=mask, is_causal=True, input_positions=positions)
+
+    expected = layer(x, is_causal=True)
+    np.testing.assert_allclose(y[:, 3:], expected, rtol=1e-5, atol=1e-6)
+    counted = layer(x, is_causal=True, input_positions=jnp.arange(4))
+    np.testing.assert_array_equal(counted, expected)
+    far = layer(x, is_causal=True, input_positions=jnp.arange(4) * 50)
+    assert np.abs(far - expected).max() > 1e-3
+
+    layer.init_cache(padded.shape)
+    step = nnx.jit(lambda layer, x, at: layer(x, decode=True, input_positions=at))
+    last = jnp.concatenate(
+        [step(layer, x[:, n : n + 1], positions[:, 3 + n, None]) for n in range(4)], 1
+    )
+    np.testing.assert_allclose(last, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_positions_go_to_the_attention_fn():
+    seen = []
+
+    def attention_fn(query, key, value, *, input_positions=None, **options):
+        seen.append(input_positions)
+        return nnx.dot_product_attention(query, key, value, **options)
+
+    layer = nnx.MultiHeadAttention(2, 8, attention_fn=attention_fn, rngs=nnx.Rngs(0))
+    layer(normal(1, 4, 8), input_positions=jnp.arange(4))
+    layer(normal(1, 4, 8))
+    np.testing.assert_array_equal(seen[0], np.arange(4))
+    assert seen[1] is None
+
+
+def test_positions_that_nothing_takes_or_of_another_length():
+    model = nnx.Dict(plain=nnx.MultiHeadAttention(2, 8, rngs=nnx.Rngs(0)))
+    x = normal(1, 4, 8)
+    with pytest.raises(TypeError, match=r"Dict.plain': input_pos.*rotary_base=10_000"):
+        model.plain(x, input_positions=jnp.arange(4))
+    model.rotary = nnx.MultiHeadAttention(2, 8, rotary_base=9.0, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"rotary': rotary_.*positions of shape \(4,"):
+        model.rotary(x, input_positions=jnp.arange(5))
+
+
 def test_a_full_cache():
     layer = nnx.MultiHeadAttention(2, 4, decode=True, rngs=nnx.Rngs(0))
     layer.init_cache((1, 2, 4))
