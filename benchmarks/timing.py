@@ -17,7 +17,7 @@ import importlib
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
@@ -137,15 +137,18 @@ class Column:
         timings: what `measure` returned.
         baseline: the contender that the ratios refer to.
         limits: contender to the largest ratio that is good enough.
+        controls: contender to a baseline of its own, which ran after the same `before`.
     """
 
     title: str
     timings: Mapping[str, Timing]
     baseline: str
     limits: Mapping[str, float]
+    controls: Mapping[str, str] = field(default_factory=dict)
 
     def ratio(self, name: str) -> float:
-        return self.timings[name].typical / self.timings[self.baseline].typical
+        baseline = self.controls.get(name, self.baseline)
+        return self.timings[name].typical / self.timings[baseline].typical
 
     def cells(self, name: str) -> tuple[str, str]:
         if name not in self.timings:
