@@ -20,6 +20,13 @@ from .arrays import is_array
 
 F = TypeVar("F", bound=Callable[..., Any])
 NO_METADATA: Mapping[str, Any] = types.MappingProxyType({})
+_HOOKS = (  # which Flax calls
+    "on_add_axis",
+    "on_create_value",
+    "on_get_value",
+    "on_remove_axis",
+    "on_set_value",
+)
 
 
 class Metadata(Mapping[str, Any]):
@@ -53,6 +60,7 @@ class Metadata(Mapping[str, Any]):
             ) from None
         metadata = cls._all.get(key)
         if metadata is None:
+            _refuse_hooks(kind, items)
             metadata = object.__new__(cls)
             metadata.kind = kind
             metadata._items = items
@@ -82,6 +90,15 @@ class Metadata(Mapping[str, Any]):
 
     def __reduce__(self) -> Any:
         return (Metadata.of, (self.kind, self._items))
+
+
+def _refuse_hooks(kind: type, items: Mapping[str, Any]) -> None:
+    for name in _HOOKS:
+        if items.get(name):
+            raise TypeError(
+                f"metadata {name!r} would be a hook, and nobody would call it: write a "
+                f"subclass of {kind.__name__} that overrides get_value or set_value"
+            )
 
 
 def _frozen(value: Any) -> Any:

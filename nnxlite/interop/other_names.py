@@ -26,6 +26,7 @@ _NAMES = {
     "Parameter": "Param",
     "ParameterList": "List",
     "ReLU": "relu",
+    "RoPE": "rotary_embedding",
     "SelfAttention": "MultiHeadAttention",
     "VariableState": "Variable",
     "checkpoint": "remat",
@@ -41,6 +42,7 @@ _NAMES = {
     "tree_at": "at",
     "tree_deserialise_leaves": "load",
     "tree_serialise_leaves": "save",
+    "with_partitioning": "with_metadata",
 }
 
 

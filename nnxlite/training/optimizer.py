@@ -69,6 +69,10 @@ class Optimizer(Pytree):
       wrt: which Variables of the model to optimise; the others, and frozen ones, are
         neither tracked nor changed.
 
+    The model is a part of the optimizer: compiled functions need only be given the
+    optimizer, and `nnx.state(optimizer)` holds the values of both. Its own ones alone
+    are `nnx.state(optimizer, nnx.OptState)`.
+
     Attributes:
       model: what is optimised.
       step: the number of updates, an `OptState` of dtype uint32.
@@ -395,7 +399,7 @@ def _values(state: Any) -> Any:
     if isinstance(state, Variable):
         return state.raw_value
     if isinstance(state, State):
-        return map_state(lambda path, leaf: Param(leaf.raw_value), state)
+        return map_state(lambda path, leaf: _as_param(leaf), state)
     if isinstance(state, dict):
         return {key: _values(value) for key, value in state.items()}
     if isinstance(state, list):
@@ -403,6 +407,11 @@ def _values(state: Any) -> Any:
     if is_leaf(state):
         return state
     return jax.tree.map(_values, state, is_leaf=lambda x: x is not state)
+
+
+def _as_param(leaf: Any) -> Any:
+    """A Variable of a State as optax knew it; what masks others stays as it is."""
+    return Param(leaf.raw_value) if isinstance(leaf, Variable) else leaf
 
 
 def _write(state: Any, new: Any) -> bool:

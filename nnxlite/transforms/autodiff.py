@@ -385,7 +385,7 @@ def value_and_grad(  # pyright: ignore[reportInconsistentOverload]
         def run(values: Any) -> tuple[Any, Departure]:
             with Visit(title, plain=primals.plain) as visit:
                 result = current(function)(*primals.show(visit, values), **kwargs)
-                pair = _value_and_aux(result, title) if has_aux else (result, None)
+                pair = _value_and_aux(result, title, has_aux)
                 return value_of(pair[0]), visit.depart(pair[1])
 
         transformed = jax.value_and_grad(
@@ -416,7 +416,14 @@ def _shown(visit: Visit, part: _Differentiated, values: list[Any]) -> Any:
     return part.leaf
 
 
-def _value_and_aux(result: Any, title: str) -> tuple[Any, Any]:
+def _value_and_aux(result: Any, title: str, has_aux: bool) -> tuple[Any, Any]:
+    if not has_aux:
+        if isinstance(result, tuple):
+            raise TypeError(
+                f"{title} needs a scalar-output function, but it returned a tuple of "
+                f"{len(result)}: a loss beside other results wants has_aux=True"
+            )
+        return result, None
     if not isinstance(result, tuple) or len(result) != 2:
         raise TypeError(
             f"{title} with has_aux=True needs a function that returns (value, aux), "

@@ -188,10 +188,10 @@ class Program:
                 "their memory (it donates). Copy what shall outlive such a call by "
                 "nnx.clone(model, arrays=True)",
             )
-        is_of_jax = isinstance(error, jax.errors.JAXTypeError)
-        if is_of_jax and error.args and isinstance(error.args[0], str):
-            text = re.sub(r"\b(kept|donated)\[(\d+)\]", place, error.args[0])
-            error.args = (text, *error.args[1:])
+        if error.args and isinstance(error.args[0], str):
+            start, *rest = re.split(r"\b(?=values? of the arguments? )", error.args[0])
+            rest = [re.sub(r"\b(kept|donated)\[(\d+)\]", place, x) for x in rest]
+            error.args = (start + "".join(rest), *error.args[1:])
 
     def _parameter(self, argument: int | str) -> str:
         if isinstance(argument, str):

@@ -964,3 +964,13 @@ def test_refuses_what_flax_refuses(oracle, operation, error, advice):
         operation(nnx.Param(jnp.arange(3.0)))
     with pytest.raises(error, match="."):
         operation(oracle("flax.nnx").Param(jnp.arange(3.0)))
+
+
+@pytest.mark.parametrize("name", ["on_get_value", "on_set_value", "on_create_value"])
+def test_hooks_in_metadata_are_refused(name):
+    with pytest.raises(TypeError, match=f"'{name}' would be a hook.* of Param .*set_v"):
+        nnx.Param(1.0, **{name: lambda variable, value: value * 3})
+    w = nnx.Param(1.0, note=2, **{name: ()})
+    with pytest.raises(TypeError, match=name):
+        w.set_metadata(name, (print,))
+    assert w.note == 2 and not w.get_metadata(name)

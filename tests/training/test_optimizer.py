@@ -194,19 +194,24 @@ def test_pytrees_of_variables(make):
 
 
 def test_google_flax_5372_label_tree_from_state():
-    def labels(model):
-        return jax.tree.map(
-            lambda x: "w" if x.ndim > 1 else "b", nnx.state(model, nnx.Param)
-        )
+    def label(leaf):
+        return "w" if leaf.ndim > 1 else "b"
 
     rules = {"w": optax.adam(1e-2), "b": optax.sgd(0.1)}
-    by_tree, by_function = Net(), Net()
-    a = nnx.Optimizer(by_tree, optax.multi_transform(rules, labels(by_tree)))
-    b = nnx.Optimizer(by_function, TRANSFORMATIONS["partition by a function"]())
+    by_tree, by_leaf, by_function = Net(), Net(), Net()
+    tree = jax.tree.map(label, nnx.state(by_tree, nnx.Param))
+    leaves = nnx.map_state(lambda _, leaf: label(leaf), nnx.state(by_leaf, nnx.Param))
+    a = nnx.Optimizer(by_tree, optax.multi_transform(rules, tree))
+    b = nnx.Optimizer(by_leaf, optax.multi_transform(rules, leaves))
+    c = nnx.Optimizer(by_function, TRANSFORMATIONS["partition by a function"]())
     for _ in range(3):
         step(by_tree, a)
-        nnx.jit(step)(by_function, b)
-    assert_trees_close(values(by_tree, nnx.Param), values(by_function, nnx.Param))
+        step(by_leaf, b)
+        nnx.jit(step)(by_function, c)
+    expected = values(by_function, nnx.Param)
+    assert_trees_close(values(by_tree, nnx.Param), expected)
+    assert_trees_close(values(by_leaf, nnx.Param), expected)
+    nnx.jit(step)(by_leaf, b)
 
 
 def test_google_flax_5372_mask_tree_from_state():

@@ -1011,3 +1011,10 @@ def test_a_variable_as_argument_of_a_jitted_function_traces_it_once() -> None:
         grads = nnx.grad(lambda w: double(w).sum())(w)
         np.testing.assert_array_equal(grads.value, 2 * jnp.ones(3))
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("transform", [nnx.grad, nnx.value_and_grad])
+def test_a_loss_beside_other_results_wants_has_aux(transform: Any) -> None:
+    model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match=r"a tuple of 2: a loss .* has_aux=True"):
+        transform(lambda model: (model(jnp.ones(2)).sum(), 1))(model)
