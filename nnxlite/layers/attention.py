@@ -296,6 +296,7 @@ class MultiHeadAttention(Layer):
         decodes = mode(self, "decode", decode)
         drops = self.dropout_rate > 0 and not mode(self, "deterministic", deterministic)
         try:
+            positions = self._positions(input_positions)
             if self.rotary_base is not None:
                 query, key = self._rotated(query, key, input_positions, decodes)
             if decodes:
@@ -313,7 +314,7 @@ class MultiHeadAttention(Layer):
                 precision=self.precision,
                 module=self if sow_weights else None,
                 is_causal=is_causal and not decodes,
-                **self._positions(input_positions),
+                **positions,
             )
         except (TypeError, ValueError) as error:
             blame(error, self)

@@ -189,6 +189,7 @@ class Program:
                 "nnx.clone(model, arrays=True)",
             )
         if error.args and isinstance(error.args[0], str):
+            # JAX says on the values of which arguments something depends.
             start, *rest = re.split(r"\b(?=values? of the arguments? )", error.args[0])
             rest = [re.sub(r"\b(kept|donated)\[(\d+)\]", place, x) for x in rest]
             error.args = (start + "".join(rest), *error.args[1:])

@@ -240,6 +240,10 @@ def test_positions_that_nothing_takes_or_of_another_length():
     x = normal(1, 4, 8)
     with pytest.raises(TypeError, match=r"Dict.plain': input_pos.*rotary_base=10_000"):
         model.plain(x, input_positions=jnp.arange(4))
+    model.plain.init_cache(x.shape)
+    with pytest.raises(TypeError, match=r"Dict.plain': input_pos.*rotary_base=10_000"):
+        model.plain(x, decode=True, input_positions=jnp.arange(4))
+    assert model.plain.cache_index.item() == 0
     model.rotary = nnx.MultiHeadAttention(2, 8, rotary_base=9.0, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"rotary': rotary_.*positions of shape \(4,"):
         model.rotary(x, input_positions=jnp.arange(5))
