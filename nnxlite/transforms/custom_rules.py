@@ -94,7 +94,8 @@ class CustomVjp(Generic[P, R]):
             assert parting.record.walk is not None
             cotangent = _put(parting.record.walk, leaves)
             residual = _put(records, residual_packing.unpacked(residuals))
-            tangents = bwd(*(args[n] for n in constant), residual, cotangent)
+            given = [args[n] for n in constant]
+            tangents = _with_contract(bwd, *given, residual, cotangent)
             count = len(numbers)
             wanted = f"a tuple with a cotangent for each of {count} arguments"
             _check_count(f"the backward rule of {title}", wanted, tangents, count)
@@ -106,6 +107,18 @@ class CustomVjp(Generic[P, R]):
         arrays = pure(primals.values)
         parting, parting.record.packing = left[-1]
         return apply((parting.record, [], arrays), plain=primals.plain)
+
+
+def _with_contract(bwd: Callable[..., Any], *args: Any) -> Any:
+    """Calls a backward rule; its errors say with what, as rules for Flax fail here."""
+    try:
+        return bwd(*args)
+    except (TypeError, ValueError) as error:
+        error.add_note(
+            "nnx.custom_vjp calls bwd(residuals, g) as jax.custom_vjp does: g is the "
+            "cotangent of the result alone, without updates of the arguments"
+        )
+        raise
 
 
 def _check_count(rule: str, wanted: str, value: Any, count: int) -> None:

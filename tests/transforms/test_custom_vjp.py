@@ -211,3 +211,19 @@ def test_equals_jax_on_arrays() -> None:
         f.defvjp(forward, lambda cos, g: (3 * cos * g,))
         grads.append(jax.grad(lambda x, f=f: f(x).sum())(jnp.arange(3.0)))
     np.testing.assert_array_equal(*grads)
+
+
+def test_a_rule_with_the_contract_of_flax_is_told_that_of_jax() -> None:
+    @nnx.custom_vjp
+    def scaled(model, x):
+        return model.w * x
+
+    def backward(residuals, g):
+        (updates, _), g = g
+        return updates, g
+
+    scaled.defvjp(lambda model, x: (scaled(model, x), x), backward)
+    model = nnx.Dict(w=nnx.Param(2.0))
+    with pytest.raises(TypeError, match="0-d array") as caught:
+        nnx.grad(scaled)(model, 3.0)
+    assert "bwd(residuals, g)" in caught.value.__notes__[0]
