@@ -3,8 +3,10 @@
 import copyreg
 import functools
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +18,23 @@ import jax.extend.core
 get_opaque_trace_state: Callable[[], Any] = getattr(
     jax.extend.core, "get_opaque_trace_state", None
 ) or getattr(jax.core, "get_opaque_trace_state")  # noqa: B009
+
+
+def let_jax_name_lines_of_users() -> None:
+    """Has JAX skip this package, as it skips itself, when it says where a value arose.
+
+    So errors about tracers, programs and profiles name the line that calls a layer, not
+    one in the layer. Ends when there is a public way (0.12); without, they name ours.
+    """
+    try:
+        from jax._src import source_info_util  # noqa: PLC0415
+    except ImportError:
+        return
+    skip = getattr(source_info_util, "register_exclusion", lambda path: None)
+    skip(f"{Path(__file__).parents[1]}{os.sep}")
+
+
+let_jax_name_lines_of_users()
 
 
 def let_lax_take(cls: type, value_of: Callable[[Any], Any]) -> None:

@@ -1,5 +1,6 @@
 """Mistakes that a newcomer makes: each error says what, where, and what to do."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -121,3 +122,20 @@ def test_jax_itself_is_still_content():
     assert nnx.vmap(lambda x: x, out_axes=1)(X).shape == (2, 3)
     _, tangent = nnx.jvp(lambda m: m(X), (linear(),), ({"bias": jnp.ones(4)},))
     assert isinstance(tangent, jax.Array) and float(tangent.sum()) == 12.0
+
+
+def test_lines_named_by_jax_are_the_users() -> None:
+    leaked = []
+    model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+
+    @nnx.jit
+    def leaking(model, x):
+        leaked.append(model(x))  # the line to be named
+        return leaked[0]
+
+    text = leaking.lower(model, jnp.ones((1, 2))).compile().as_text()
+    assert "test_mistakes.py" in text and "shell.py" not in text
+    with pytest.raises(jax.errors.UnexpectedTracerError) as caught:
+        leaked[0] + 1
+    line = leaking.__wrapped__.__code__.co_firstlineno + 2
+    assert re.search(rf"created on line .*test_mistakes\.py:{line}", str(caught.value))
