@@ -296,9 +296,7 @@ class MultiHeadAttention(Layer):
         decodes = mode(self, "decode", decode)
         drops = self.dropout_rate > 0 and not mode(self, "deterministic", deterministic)
         try:
-            positions = self._positions(input_positions)
-            if self.rotary_base is not None:
-                query, key = self._rotated(query, key, input_positions, decodes)
+            query, key, told = self._placed(query, key, input_positions, decodes)
             if decodes:
                 key, value, mask = self._remembered(query, key, value, mask)
             y = self.attention_fn(
@@ -314,34 +312,33 @@ class MultiHeadAttention(Layer):
                 precision=self.precision,
                 module=self if sow_weights else None,
                 is_causal=is_causal and not decodes,
-                **positions,
+                **told,
             )
         except (TypeError, ValueError) as error:
             blame(error, self)
             raise
         return self.out(y, out_sharding=out_sharding)
 
-    def _positions(self, positions: Array | None) -> dict[str, Array]:
-        """What `attention_fn` is told of positions."""
-        if positions is None or self.rotary_base is not None:
-            return {}
+    def _placed(
+        self, query: Array, key: Array, positions: Array | None, decodes: bool
+    ) -> tuple[Array, Array, dict[str, Array]]:
+        """Queries, keys, rotated if they are; what `attention_fn` is told besides."""
+        if self.rotary_base is not None:
+            if positions is None and decodes and self.cache_index is not None:
+                positions = self.cache_index.value + jnp.arange(query.shape[-3])
+            query, key = (
+                rotary_embedding(x, positions, base=self.rotary_base)
+                for x in (query, key)
+            )
+            return query, key, {}
+        if positions is None:
+            return query, key, {}
         if self.attention_fn is dot_product_attention:
             raise TypeError(
                 "input_positions are of no use here: make the layer with rotary_base="
                 "10_000, or with an attention_fn that takes them"
             )
-        return {"input_positions": positions}
-
-    def _rotated(
-        self, query: Array, key: Array, positions: Array | None, decodes: bool
-    ) -> tuple[Array, Array]:
-        if positions is None and decodes and self.cache_index is not None:
-            positions = self.cache_index.value + jnp.arange(query.shape[-3])
-        assert self.rotary_base is not None
-        return (
-            rotary_embedding(query, positions, base=self.rotary_base),
-            rotary_embedding(key, positions, base=self.rotary_base),
-        )
+        return query, key, {"input_positions": positions}
 
     def _dropout_key(self, rngs: Rngs | RngStream | None) -> Array:
         source = self.rngs if rngs is None else rngs

@@ -188,11 +188,10 @@ class Program:
                 "their memory (it donates). Copy what shall outlive such a call by "
                 "nnx.clone(model, arrays=True)",
             )
-        if error.args and isinstance(error.args[0], str):
-            # JAX says on the values of which arguments something depends.
-            start, *rest = re.split(r"\b(?=values? of the arguments? )", error.args[0])
-            rest = [re.sub(r"\b(kept|donated)\[(\d+)\]", place, x) for x in rest]
-            error.args = (start + "".join(rest), *error.args[1:])
+        text = str(error.args[0]) if error.args else ""
+        if re.search(r"\bvalues? of the arguments? ", text):  # JAX: it depends on these
+            text = re.sub(r"\b(kept|donated)\[(\d+)\]", place, text)
+            error.args = (text, *error.args[1:])
 
     def _parameter(self, argument: int | str) -> str:
         if isinstance(argument, str):

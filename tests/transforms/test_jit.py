@@ -1745,7 +1745,7 @@ def test_d70_donated_arrays_are_deleted():
     step = nnx.jit(lambda x, y: x + y, donate_argnums=0)
     np.testing.assert_array_equal(step(x, y), [2.0] * 4)
     assert x.is_deleted() and not y.is_deleted()
-    with pytest.raises((RuntimeError, ValueError), match="been deleted"):
+    with pytest.raises((RuntimeError, ValueError), match="deleted (or donated|with)"):
         step(x, y)
 
 
@@ -2924,7 +2924,6 @@ ERRORS: dict[str, tuple[Callable[[Signed, Any], Any], str]] = {
     "lowered": (lambda m, x: nnx.jit(m.branch).lower(x), r"self\.inner\.kernel"),
     "array": (nnx.jit(lambda m, x: 1 if x[0] else 2), r"the argument x"),
     "keyword": (lambda m, x: nnx.jit(lambda y: 1 if y[0] else 2)(y=x), "argument y"),
-    "shape": (lambda m, x: nnx.jit(lambda m, n: jnp.ones(n))(m, 3), "argument n"),
     "part": (lambda m, x: nnx.jit(lambda ys: 1 if ys["a"][0] else 2)({"a": x}), "ys.a"),
     "captured": (
         lambda m, x: nnx.jit(lambda x: x if m.table[1] else -x)(x),
@@ -2944,9 +2943,14 @@ ERRORS: dict[str, tuple[Callable[[Signed, Any], Any], str]] = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors_of_jax_name_the_argument(name: str) -> None:
     call, place = ERRORS[name]
-    with pytest.raises(TypeError, match=place) as caught:
+    with pytest.raises(jax.errors.JAXTypeError, match=place) as caught:
         call(Signed(), jnp.ones(2))
     assert "kept[" not in str(caught.value) and "donated[" not in str(caught.value)
+
+
+def test_errors_of_jax_about_shapes_name_the_argument() -> None:
+    with pytest.raises(TypeError, match=r"(?s)Shapes must be .* the argument n\."):
+        nnx.jit(lambda m, n: jnp.ones(n))(Signed(), 3)
 
 
 def test_errors_and_programs_name_the_function() -> None:
